@@ -28,8 +28,9 @@ from redis.exceptions import RedisError
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
-from superexam_rq.config import Settings
+from superexam_rq.config import Settings, read_environment
 from superexam_rq.sandbox.firestore import FirestoreServer
 from superexam_rq.sandbox.gemini import GeminiServer
 from superexam_rq.sandbox.processes import ChildEnded, Children, free_port
@@ -78,7 +79,7 @@ def _run(stack: contextlib.ExitStack, settings: Settings, pdf: Path | None, *, o
     environment = _start_stand_ins(stack, settings, folder, places)
     children = stack.enter_context(Children(environment, folder))
     _start_service(children, settings, environment, places)
-    demo = Settings.from_env(environment)
+    demo = Settings.from_env(environment, Path(".env"))
 
     os.environ.update({name: environment[name] for name in ("FIRESTORE_EMULATOR_HOST",) if name in environment})
     client = firestore.Client(project=demo.google_cloud_project or None)
@@ -126,11 +127,12 @@ def _start_stand_ins(
         "UPLOADS_DIR": str(folder / "uploads"),
     }
     (folder / "uploads").mkdir()
-    if not os.environ.get("REDIS_URL"):
+    if not _own_redis():
         environment["REDIS_URL"] = f"redis://127.0.0.1:{free_port()}/0"
         places.append(Place("Redis (embedded Valkey)", environment["REDIS_URL"]))
     else:
-        places.append(Place("Redis (yours, REDIS_URL)", "as set"))
+        environment["REDIS_URL"] = settings.redis_url
+        places.append(Place("Redis (yours)", "REDIS_URL, as set"))
     if settings.firestore_emulator_host or settings.google_cloud_project:
         where = settings.firestore_emulator_host or f"project {settings.google_cloud_project}"
         places.append(Place("Firestore (yours)", where))
@@ -148,8 +150,12 @@ def _start_stand_ins(
     return environment
 
 
+def _own_redis() -> bool:
+    return bool(read_environment(os.environ, Path(".env")).get("REDIS_URL"))
+
+
 def _start_service(children: Children, settings: Settings, environment: Mapping[str, str], places: list[Place]) -> None:
-    if not os.environ.get("REDIS_URL"):
+    if not _own_redis():
         port = environment["REDIS_URL"].rpartition(":")[2].partition("/")[0]
         children.start("redis", "superexam_rq.sandbox.redis", "--port", port)
     redis = Redis.from_url(environment["REDIS_URL"], socket_connect_timeout=1)
@@ -246,7 +252,7 @@ def _print_exam(console: Console, document: firestore.DocumentReference, found: 
             lines.append(f"{mark} {choice['index']}. {choice['text']}")
         pages = ", ".join(str(page) for page in question["sourcePages"])
         lines += ["", f"page {pages}: {question['explanation']}"]
-        console.print(Panel("\n".join(lines), title=snapshot.id), markup=False)
+        console.print(Panel(Text("\n".join(lines)), title=snapshot.id))
     for warning in found.get("warnings", []):
         console.print(f"Warning: {warning}", markup=False)
 
