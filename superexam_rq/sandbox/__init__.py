@@ -1,0 +1,1 @@
+"""The whole stack on one machine, without cloud or keys: stand-ins that speak the real wire protocols."""
