@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 MAX_REQUEST_BYTES = 10 * 1024 * 1024
 _TRANSPORT_BYTES = 64 * 1024 * 1024  # above the limit, so that the refusal is Firestore's and not gRPC's
 _MAX_THREADS = 512  # each open Listen stream holds one
+_GRACE = 0.1  # seconds between telling clients to go and cutting them off
 _ID_ALPHABET = string.ascii_letters + string.digits
 _Query = types.StructuredQuery.pb()
 _Write = types.Write.pb()
@@ -89,7 +90,7 @@ class Service:
     def _begin(self, options: Message) -> bytes:
         read_only = options.WhichOneof("mode") == "read_only"
         if not options.read_only.HasField("read_time"):
-            return self._store.begin(read_only=read_only)
+            return self._store.begin(retry=bool(options.read_write.retry_transaction), read_only=read_only)
         micros = to_micros(options.read_only.read_time)
         self._store.check_readable(micros)
         return self._store.begin(read_only=True, snapshot=micros)
@@ -291,7 +292,7 @@ class FirestoreServer:
             _check_free(self._host.strip("[]"), self._port)
             port = server.add_insecure_port(f"{self._host}:{self._port}")
             server.start()
-            stack.callback(lambda: server.stop(None).wait())
+            stack.callback(lambda: server.stop(_GRACE).wait())
             self.address = f"{self._host}:{port}"
             self._stack = stack.pop_all()
         return self

@@ -2,7 +2,9 @@
 
 One lock, one clock. Every document keeps its versions of the last minutes, so that a transaction reads one
 consistent snapshot. Transactions are optimistic: nothing is locked while one runs, and its commit is ABORTED
-if anything that it read has changed since (a query's result included). No gRPC here but for status codes.
+if anything that it read has changed since (a query's result included). A retried transaction waits for its
+turn, and what it has read is kept from others until it ends, so that a crowd does not use up its retries. No
+gRPC here but for status codes.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ HISTORY = 300.0  # seconds for which old versions stay readable; longer than any
 TRANSACTION_LIFETIME = 270.0  # seconds, Google's limit
 TRANSACTION_IDLE = 60.0  # seconds, Google's limit
 
+TURN = 5.0  # seconds for which a retried transaction keeps others waiting
 _WriteResult = types.WriteResult.pb()
 
 
@@ -76,6 +79,12 @@ class Transaction:
     names: set[str] = field(default_factory=set)
     queries: list[Query] = field(default_factory=list)
 
+    def reads(self, names: set[str]) -> bool:
+        """Tell whether it has read one of these documents, or a query that may hold it."""
+        return not self.names.isdisjoint(names) or any(
+            query.covers_document(name) for query in self.queries for name in names
+        )
+
 
 class Store:
     """All documents of all projects.
@@ -84,12 +93,14 @@ class Store:
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        self._lock = threading.RLock()
+        self._lock = threading.Condition(threading.RLock())
         self._versions: dict[str, list[_Version]] = {}
         self._collections: dict[str, set[str]] = {}  # path -> names with a version, deleted ones included
         self._superseded: deque[tuple[int, str]] = deque()
         self._transactions: dict[bytes, Transaction] = {}
         self._subscribers: list[queue.SimpleQueue[Change | None]] = []
+        self._turn = b""  # the retried transaction that others wait for
+        self._turn_ends = 0.0
         self._clock = 0
         self._last_commit = 0
         self._file = StateFile(path) if path else None
@@ -167,14 +178,18 @@ class Store:
 
     # Transactions
 
-    def begin(self, *, read_only: bool = False, snapshot: int | None = None) -> bytes:
-        """Open a transaction and return its id."""
+    def begin(self, *, retry: bool = False, read_only: bool = False, snapshot: int | None = None) -> bytes:
+        """Open a transaction and return its id; ``retry``: wait until no other retried one is open."""
         with self._lock:
+            while retry and self._others_turn(b""):
+                self._lock.wait(self._turn_ends - time.monotonic())
             for identifier in [key for key, value in self._transactions.items() if _expired(value)]:
                 del self._transactions[identifier]
             identifier = secrets.token_bytes(16)
             moment = time.monotonic()
             self._transactions[identifier] = Transaction(read_only, snapshot, moment, moment)
+            if retry:
+                self._turn, self._turn_ends = identifier, moment + TURN
             return identifier
 
     def transaction(self, identifier: bytes) -> Transaction:
@@ -199,11 +214,18 @@ class Store:
         """Forget a transaction, open or not."""
         with self._lock:
             self._transactions.pop(identifier, None)
+            self._lock.notify_all()
+
+    def _others_turn(self, identifier: bytes) -> Transaction | None:
+        """Return the retried transaction that this one (b"": none yet) has to wait for, if any."""
+        if identifier == self._turn or time.monotonic() >= self._turn_ends:
+            return None
+        return self._transactions.get(self._turn)
 
     def _end(self, identifier: bytes, *, writes: bool) -> None:
         """Close a transaction that is about to commit; ABORTED if what it read has changed."""
         ended = self.transaction(identifier)
-        del self._transactions[identifier]
+        self.rollback(identifier)
         if ended.read_only and writes:
             raise invalid("Cannot modify entities in a read-only transaction.")
         if ended.read_only or ended.snapshot is None or self._last_commit <= ended.snapshot:
@@ -230,7 +252,10 @@ class Store:
     def commit(self, writes: Iterable[Message], transaction: bytes = b"") -> tuple[int, list[Message]]:
         """Apply all writes or none; return the commit time (microseconds) and a ``WriteResult`` for each."""
         writes = list(writes)
+        names = {written_name(write) for write in writes}
         with self._lock:
+            while (first := self._others_turn(transaction)) and first.reads(names):
+                self._lock.wait(self._turn_ends - time.monotonic())
             if transaction:
                 self._end(transaction, writes=bool(writes))
             micros = self.now()
