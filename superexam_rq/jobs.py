@@ -17,7 +17,7 @@ from rq import get_current_job
 from rq.job import Job
 from rq.timeouts import JobTimeoutException
 
-from superexam_rq import checkpoints, errors, gemini, pipeline, store, throttle
+from superexam_rq import errors, gemini, pipeline, store
 from superexam_rq.config import Settings
 from superexam_rq.progress import Progress
 from superexam_rq.queueing import announce, next_run, retry_step
@@ -74,8 +74,6 @@ class Run:
                 self.document.fields,
                 prompts=exams.prompts(task.system_prompt_id, task.custom_prompt_id),
                 client=gemini.connect(self.settings),
-                throttle=throttle.Throttle(self.redis, self.settings),
-                checkpoints=checkpoints.Checkpoints(self.redis, self.settings),
                 settings=self.settings,
                 progress=progress,
                 stop=stop,

@@ -40,7 +40,7 @@ class ExamWorker(Worker):
     def setup_work_horse_signals(self) -> None:
         """Make the work-horse die with this worker: an orphan would run beside its own retry."""
         die_with_parent(signal.SIGKILL)
-        super().setup_work_horse_signals()
+        super().setup_work_horse_signals()  # type: ignore[no-untyped-call]
 
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
         """Log an expected failure in one line; a traceback is for defects."""
