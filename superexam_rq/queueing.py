@@ -30,14 +30,10 @@ from rq.utils import as_text
 
 from superexam_rq.config import Settings
 from superexam_rq.errors import ConfigError
+from superexam_rq.lifecycle import DOCUMENT_KEY_TTL, LIVE, ExamJob, document_key, is_live, retry_step
 
 # What RQ imports by name to run a job; the horse resolves it, so that the API never imports the pipeline.
 PROCESS = "superexam_rq.jobs.process"
-
-# A job that waits longer than this for a worker is no longer protected from a second submission: every key expires.
-DOCUMENT_KEY_TTL = 30 * 86400
-
-LIVE = frozenset({JobStatus.QUEUED, JobStatus.STARTED, JobStatus.SCHEDULED, JobStatus.DEFERRED, JobStatus.CREATED})
 
 STATUS_NAMES: Mapping[JobStatus, str] = {
     JobStatus.CREATED: "pending",
@@ -140,7 +136,7 @@ class JobQueue:
         self.connection = connection
         self.settings = settings
         self.clock = clock
-        self.queue = Queue(settings.queue_name, connection=connection, serializer=JSONSerializer)
+        self.queue = Queue(settings.queue_name, connection=connection, job_class=ExamJob, serializer=JSONSerializer)
         self.scheduled = ScheduledJobRegistry(queue=self.queue)
 
     def enqueue(self, request: JobRequest, *, at_front: bool = False) -> tuple[str, bool]:
@@ -149,7 +145,7 @@ class JobQueue:
         Atomic: the document's key and the job are written in one transaction, which fails if another submission
         for the document came between.
         """
-        key = self.settings.key("document", request.doc_id)
+        key = document_key(self.settings, request.doc_id)
         while True:
             with self.connection.pipeline() as pipe:
                 try:
@@ -184,8 +180,7 @@ class JobQueue:
         )
 
     def _is_live(self, job_id: str) -> bool:
-        status = self.connection.hget(Job.key_for(job_id), "status")
-        return status is not None and JobStatus(as_text(status)) in LIVE
+        return is_live(self.connection.hget(Job.key_for(job_id), "status"))
 
     def snapshot(self, job_id: str) -> JobObject | None:
         """Return the job object, or None for an unknown job; one round trip."""
@@ -206,6 +201,8 @@ class JobQueue:
             return None
         meta = job.meta
         status = job.get_status(refresh=False)
+        if status is JobStatus.QUEUED and b"ended" in raw:  # put back by RQ's own tools: a new beginning
+            meta = {name: meta.get(name) for name in ("doc_id", "max_attempts")}
         max_attempts = int(meta.get("max_attempts", 1))
         attempt = int(meta.get("attempt", 0))
         step = str(meta.get("step", "")) or "Waiting in the queue"
@@ -236,21 +233,6 @@ class JobQueue:
         """Count waiting jobs and live workers; raises redis' errors where Redis is away."""
         queued = int(self.connection.llen(self.queue.key))
         return Health(queued, Worker.count(queue=self.queue))
-
-
-def next_run(connection: Redis, job_id: str) -> int:
-    """Return a number that rises with each run of a job: its fencing token. It lives and expires with the job."""
-    return int(connection.hincrby(Job.key_for(job_id), "runs", 1))
-
-
-def announce(connection: Redis, settings: Settings, job_id: str) -> None:
-    """Tell whoever listens that a job has changed."""
-    connection.publish(settings.key("events"), job_id)
-
-
-def retry_step(seconds: float, attempt: int, max_attempts: int) -> str:
-    """Return the step shown between two attempts; at most 40 characters."""
-    return f"Retrying in {max(0, round(seconds))} s (attempt {attempt} of {max_attempts})"
 
 
 def _timestamp(value: datetime | None) -> float | None:
