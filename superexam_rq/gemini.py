@@ -209,7 +209,7 @@ class GenerativeAiClient:
         host = endpoint or GenerativeServiceClient.DEFAULT_ENDPOINT
         transport: Any = GenerativeServiceRestTransport(
             host=host,
-            credentials=Credentials(key),  # type: ignore[no-untyped-call]
+            credentials=Credentials(key),
         )
         self._adapter = _Adapter(pool_maxsize=concurrency)
         for scheme in ("https://", "http://"):
