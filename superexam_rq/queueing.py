@@ -238,6 +238,16 @@ class JobQueue:
         return Health(queued, Worker.count(queue=self.queue))
 
 
+def next_run(connection: Redis, job_id: str) -> int:
+    """Return a number that rises with each run of a job: its fencing token. It lives and expires with the job."""
+    return int(connection.hincrby(Job.key_for(job_id), "runs", 1))
+
+
+def announce(connection: Redis, settings: Settings, job_id: str) -> None:
+    """Tell whoever listens that a job has changed."""
+    connection.publish(settings.key("events"), job_id)
+
+
 def retry_step(seconds: float, attempt: int, max_attempts: int) -> str:
     """Return the step shown between two attempts; at most 40 characters."""
     return f"Retrying in {max(0, round(seconds))} s (attempt {attempt} of {max_attempts})"

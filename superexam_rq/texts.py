@@ -1,0 +1,44 @@
+"""Text from a model or a PDF: made fit to store, and evened out for comparison."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import lru_cache
+
+_KEPT_CONTROLS = {"\n", "\t"}
+
+
+def scrub(text: str) -> str:
+    """Return text that can be stored and shown: no control characters, lone surrogates or noncharacters."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if text.isprintable():
+        return text.strip()
+    return "".join(char for char in text if char in _KEPT_CONTROLS or not _unfit(char)).strip()
+
+
+def _unfit(char: str) -> bool:
+    return unicodedata.category(char) in {"Cc", "Cs"} or (ord(char) & 0xFFFE) == 0xFFFE
+
+
+@lru_cache(maxsize=4096)
+def _compatible(char: str) -> str:
+    """Return a character's plain form; not of an exponent or index, since 2³ is not 23."""
+    if unicodedata.decomposition(char).startswith(("<super>", "<sub>")):
+        return char
+    return unicodedata.normalize("NFKC", char)
+
+
+def fold(text: str) -> str:
+    """Return the text with case, white space, compatibility forms and invisible characters evened out."""
+    if not text.isascii():
+        composed = unicodedata.normalize("NFC", text)
+        text = "".join(map(_compatible, composed))
+        text = "".join(char for char in text if unicodedata.category(char) != "Cf")
+        text = unicodedata.normalize("NFC", text.casefold())
+    return " ".join(text.casefold().split())
+
+
+def squash(text: str) -> str:
+    """Return only the letters and digits: line breaks, hyphens, ligatures and quotation marks come out differently."""
+    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", text).casefold())
