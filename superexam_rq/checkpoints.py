@@ -66,7 +66,7 @@ class Checkpoint:
     `note` is a reason why `items` may be incomplete; `parts` are page numbers of the document.
     """
 
-    items: tuple[dict[str, Any], ...] = ()
+    items: tuple[Any, ...] = ()
     missing: str = ""
     note: str = ""
     parts: tuple[tuple[int, ...], ...] = ()
@@ -130,7 +130,7 @@ def _unpack(value: bytes) -> Checkpoint | None:
         text = unpacker.decompress(value, MAX_UNPACKED)
         fields = json.loads(text)
         return Checkpoint(
-            items=tuple(item for item in fields["items"] if isinstance(item, dict)),
+            items=tuple(fields["items"]),
             missing=str(fields["missing"]),
             note=str(fields["note"]),
             parts=tuple(tuple(int(page) for page in part) for part in fields["parts"]),
