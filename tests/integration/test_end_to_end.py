@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from importlib import resources
+from typing import Any
 
 import pytest
 
@@ -75,7 +76,7 @@ def test_a_second_run_leaves_only_its_own_questions(service: Stack, sample: byte
 
 def test_a_passing_failure_is_retried(service: Stack, sample: bytes) -> None:
     """What Gemini can't answer now is asked again by a later attempt, and the document is `processing` until then."""
-    service.gemini.script(Fault.overloaded(times=3))
+    service.gemini.script(Fault.overloaded(times=5))
     service.add_document("patience", sample)
     job = service.process("patience")
     assert job["status"] == "completed"
@@ -94,7 +95,7 @@ def test_every_key_is_under_the_prefix(service: Stack, sample: bytes) -> None:
 
 
 # Each case: a document's id, its PDF, fields over the usual ones, options, the code, words of the error.
-BROKEN = {
+BROKEN: dict[str, tuple[bytes | None, dict[str, Any], dict[str, Any], str, str]] = {
     "no-file-path": (None, {"filePath": None}, {}, "pdf_missing", "PDF file not found"),
     "no-such-file": (None, {}, {}, "pdf_missing", "PDF file not found: no-such-file.pdf"),
     "outside": (None, {"filePath": "../../etc/passwd"}, {}, "pdf_missing", "PDF file not found"),
@@ -106,7 +107,7 @@ BROKEN = {
     "no-system-prompt": (pdfs.prose(1), {}, {"system_prompt_id": "none"}, "prompt_missing", "system prompt 'none'"),
     "no-custom-prompt": (pdfs.prose(1), {}, {"custom_prompt_id": "none"}, "prompt_missing", "custom prompt 'none'"),
     "empty-prompt": (pdfs.prose(1), {}, {"custom_prompt_id": "blank"}, "prompt_missing", "custom prompt 'blank'"),
-    "no-words": (pdfs.from_texts([""]), {}, {}, "no_questions", "question"),
+    "no-words": (pdfs.from_texts([""]), {}, {}, "no_questions", "nothing in this document"),
 }
 
 
@@ -147,8 +148,8 @@ def test_an_unknown_document_ends_the_job(service: Stack) -> None:
         (Fault.bad_key(times=None), "gemini_key", "API key"),
         (Fault.unauthenticated(times=None), "gemini_key", "API key"),
         (Fault.no_model(times=None), "gemini_model", "model"),
-        (Fault.answer("I am sorry.", times=None), "no_questions", "question"),
-        (Fault.answer('{"questions": [{"questionText": ""}]}', times=None), "no_questions", "question"),
+        (Fault.answer("I am sorry.", times=None), "no_questions", "no usable answer"),
+        (Fault.answer('{"questions": [{"questionText": ""}]}', times=None), "no_questions", "No usable question"),
     ],
     ids=["key-400", "key-401", "model", "not-json", "nothing-usable"],
 )
