@@ -140,12 +140,12 @@ def _read_object(file_path: str, bucket_name: str, max_bytes: int) -> bytes:
     # Here, so that a service without a bucket does not pay for the import.
     from google.api_core.exceptions import GoogleAPIError, NotFound
     from google.auth.exceptions import GoogleAuthError
-    from google.cloud import storage
+    from google.cloud.storage import Client
     from google.cloud.storage.exceptions import InvalidResponse
     from requests import RequestException
 
     try:
-        with contextlib.closing(storage.Client()) as client:
+        with contextlib.closing(Client()) as client:
             bucket = client.bucket(bucket_name)
             for name in _object_names(file_path, bucket_name):
                 content = _download(bucket, name, max_bytes)
