@@ -13,9 +13,7 @@ from superexam_rq.sandbox.firestore import FirestoreServer
 
 def main() -> None:
     """Serve until SIGINT or SIGTERM; exit code 1 and one line if that can't be started."""
-    parser = argparse.ArgumentParser(
-        "python -m superexam_rq.sandbox.firestore", description="Firestore stand-in"
-    )
+    parser = argparse.ArgumentParser("python -m superexam_rq.sandbox.firestore", description="Firestore stand-in")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8080, help="0 takes a free one (default: %(default)s)")
     parser.add_argument("--state", type=Path, metavar="FILE", help="keep documents in this file")

@@ -83,9 +83,7 @@ class Listener:
         self._events: queue.SimpleQueue[Message | Change | None] = queue.SimpleQueue()
         self._targets: dict[int, _Target] = {}
 
-    def run(
-        self, requests: Iterator[Message], on_end: Callable[[Callable[[], None]], bool]
-    ) -> Iterator[Message]:
+    def run(self, requests: Iterator[Message], on_end: Callable[[Callable[[], None]], bool]) -> Iterator[Message]:
         """Yield the answers to a stream of requests.
 
         ``on_end`` takes a function to call when the stream is over; it returns False if it is over already.
@@ -151,9 +149,7 @@ def _resume_time(wanted: Message) -> int:
     return int.from_bytes(wanted.resume_token, "big")
 
 
-def _target_change(
-    kind: int, targets: list[int], at: int = 0, cause: FirestoreError | None = None
-) -> Message:
+def _target_change(kind: int, targets: list[int], at: int = 0, cause: FirestoreError | None = None) -> Message:
     change = {"target_change_type": kind, "target_ids": targets}
     if at:
         change |= {"read_time": to_timestamp(at), "resume_token": at.to_bytes(_TOKEN_BYTES, "big")}

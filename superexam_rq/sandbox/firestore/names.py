@@ -48,9 +48,7 @@ def _segments(name: str) -> list[str]:
     if match is None:
         raise invalid(f'Name "{name}" lacks "projects/P/databases/(default)/documents" at its beginning.')
     if match[2] != "(default)":
-        raise FirestoreError(
-            grpc.StatusCode.NOT_FOUND, f'The database {match[2]} does not exist; use "(default)".'
-        )
+        raise FirestoreError(grpc.StatusCode.NOT_FOUND, f'The database {match[2]} does not exist; use "(default)".')
     segments = match[3].split("/") if match[3] else []
     for segment in segments:
         check_id(segment)

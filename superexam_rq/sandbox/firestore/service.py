@@ -135,9 +135,7 @@ class Service:
         check_parent(request.parent)
         check_id(request.collection_id)
         if request.order_by not in ("", "__name__", "__name__ asc"):
-            raise FirestoreError(
-                grpc.StatusCode.UNIMPLEMENTED, "ListDocuments sorts by __name__ only; use RunQuery."
-            )
+            raise FirestoreError(grpc.StatusCode.UNIMPLEMENTED, "ListDocuments sorts by __name__ only; use RunQuery.")
         view, collection = self._view(request), f"{request.parent}/{request.collection_id}"
         if view.transaction:
             source = _Query(from_=[{"collection_id": request.collection_id}])
@@ -201,9 +199,7 @@ class Service:
         check_parent(request.parent)
         identifier = request.document_id or "".join(secrets.choice(_ID_ALPHABET) for _ in range(20))
         name = f"{request.parent}/{request.collection_id}/{identifier}"
-        write = _Write(
-            update={"name": name, "fields": request.document.fields}, current_document={"exists": False}
-        )
+        write = _Write(update={"name": name, "fields": request.document.fields}, current_document={"exists": False})
         return self._write(write, name, request)
 
     def UpdateDocument(self, request: Message) -> Message:  # noqa: N802, D102

@@ -162,9 +162,7 @@ class Store:
     def check_readable(self, at: int) -> None:
         """Refuse a time (microseconds) that history does not reach."""
         if at < max(self._oldest, self.now() - int(HISTORY * 1e6)):
-            raise FirestoreError(
-                grpc.StatusCode.FAILED_PRECONDITION, "The requested snapshot version is too old."
-            )
+            raise FirestoreError(grpc.StatusCode.FAILED_PRECONDITION, "The requested snapshot version is too old.")
 
     def subscribe(self, events: queue.SimpleQueue[Change | None]) -> None:
         """Have each later commit put into a queue."""
@@ -231,14 +229,10 @@ class Store:
         if ended.read_only or ended.snapshot is None or self._last_commit <= ended.snapshot:
             return
         changed = any(
-            versions[-1].micros > ended.snapshot
-            for name in ended.names
-            if (versions := self._versions.get(name))
+            versions[-1].micros > ended.snapshot for name in ended.names if (versions := self._versions.get(name))
         )
         if changed or any(self._differs(query, ended.snapshot) for query in ended.queries):
-            raise FirestoreError(
-                grpc.StatusCode.ABORTED, "Too much contention on these documents. Please try again."
-            )
+            raise FirestoreError(grpc.StatusCode.ABORTED, "Too much contention on these documents. Please try again.")
 
     def _differs(self, query: Query, since: int) -> bool:
         before, after = (

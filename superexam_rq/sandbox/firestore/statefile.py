@@ -43,9 +43,7 @@ class StateFile:
 
     def append(self, changed: dict[str, Message | None]) -> None:
         """Write one commit: documents by name, None for a deleted one."""
-        record = _Record(
-            documents=[Document(name=name) if new is None else new for name, new in changed.items()]
-        )
+        record = _Record(documents=[Document(name=name) if new is None else new for name, new in changed.items()])
         self._write(record)
         self._file.flush()
 
