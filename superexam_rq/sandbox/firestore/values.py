@@ -227,10 +227,7 @@ def transform(current: Message | None, change: Message, micros: int) -> tuple[Me
         operand = getattr(change, kind)
         if _number(operand) is None:
             raise invalid(f"The operand of {kind} must be an integer or a double.")
-        if kind == "increment":
-            new = _add(current, operand)
-        else:
-            new = _extreme(current, operand, largest=kind == "maximum")
+        new = _add(current, operand) if kind == "increment" else _extreme(current, operand, largest=kind == "maximum")
         return new, new
     if kind not in ("append_missing_elements", "remove_all_from_array"):
         raise invalid("A field transform has no type.")
