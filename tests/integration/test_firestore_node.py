@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,32 +10,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from superexam_rq.sandbox.firestore import FirestoreServer
+from tests import npm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SOURCES = Path(__file__).parent / "node"
-_OFFLINE = re.compile(r"ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT|ENETUNREACH|EHOSTUNREACH")
 
 
 @pytest.fixture(scope="module")
 def node_folder(request: pytest.FixtureRequest) -> Path:
-    """Install the locked Node client outside the tree, once for each lock file, and put the script beside it."""
-    if not shutil.which("node") or not shutil.which("npm"):
-        pytest.skip("node and npm are not installed")
-    folder = Path(request.config.cache.mkdir("firestore-node"))
-    for source in SOURCES.iterdir():
-        shutil.copy(source, folder)
-    lock = hashlib.sha256((folder / "package-lock.json").read_bytes()).hexdigest()
-    installed = folder / "installed"
-    if not installed.exists() or installed.read_text() != lock:
-        command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries=1"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
-        if done.returncode and _OFFLINE.search(done.stderr) and os.environ.get("CI") != "true":
-            pytest.skip("the npm registry can't be reached")
-        assert done.returncode == 0, done.stderr
-        installed.write_text(lock)
-    return folder
+    """Install the locked Node client, once for each lock file, with the script beside it."""
+    return npm.install(SOURCES, request)
 
 
 @pytest.fixture
