@@ -34,7 +34,9 @@ _SMALL = frozenset(_SMALL_WORDS.split())
 # Of 100: how alike two texts must be.
 _NEAR_STEM = 80
 _NEAR_ANSWER = 85
-_NEAR_WORD = 80
+# Letters that two forms of a word begin with at least, and that may follow.
+_MIN_WORD_STEM = 4
+_ENDING = 3
 _SAME_CHOICES = 0.5
 # Pathological answers put thousands of questions into one block; a real repetition is near the front of few.
 _MAX_BLOCK = 50
@@ -98,6 +100,8 @@ def _repeats(one: _Print, other: _Print) -> bool:
 def _same_content(one: _Print, other: _Print) -> bool:
     """Return whether two stems differ in small words, endings and additions only, never in what they are about."""
     shorter, longer = sorted((one.content, other.content), key=len)
+    if not shorter:
+        return False
     # To "true or false?" an addition may be all the difference.
     if len(longer) > len(shorter) and min(len(one.choices), len(other.choices)) < 3:
         return False
@@ -106,4 +110,7 @@ def _same_content(one: _Print, other: _Print) -> bool:
 
 
 def _same_word(one: str, other: str) -> bool:
-    return one == other or (min(len(one), len(other)) > 3 and fuzz.ratio(one, other) >= _NEAR_WORD)
+    """Return whether two words differ in their ending alone: nitrate is not nitrite, hyper- is not hypotension."""
+    shorter, longer = sorted((one, other), key=len)
+    stem = max(len(shorter) - 1, _MIN_WORD_STEM)
+    return one == other or (shorter[:stem] == longer[:stem] and len(shorter) >= stem and len(longer) <= stem + _ENDING)

@@ -15,10 +15,12 @@ from typing import Any
 
 from rq import get_current_job
 
-from superexam_rq import gemini, lifecycle, pipeline, store
+from superexam_rq import gemini, generation, lifecycle, pipeline, store
+from superexam_rq.checkpoints import Checkpoints
 from superexam_rq.config import Settings
-from superexam_rq.errors import Superseded
+from superexam_rq.errors import Cancelled, Superseded
 from superexam_rq.progress import Progress
+from superexam_rq.throttle import Throttle
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +31,7 @@ def process(**request: Any) -> dict[str, Any]:
     if not isinstance(job, lifecycle.ExamJob):
         raise RuntimeError("process runs inside an ExamWorker only")
     try:
-        return Run(job, Settings.from_env(os.environ, Path(".env"))).perform(request)
+        return Run(job, Settings.from_env(os.environ, Path(".env"))).perform(pipeline.Task(**request))
     except Superseded:
         # The parent takes exit code 0 as "nothing to do"; an exception would start a second chain of retries.
         log.warning("job %s: another run has taken over; this one stops", job.id)
@@ -44,37 +46,47 @@ class Run:
         self.job = job
         self.settings = settings
 
-    def perform(self, request: dict[str, Any]) -> dict[str, Any]:
+    def perform(self, task: pipeline.Task) -> dict[str, Any]:
         """Take the document, run the pipeline, publish; return a summary for RQ's result."""
         self._check()
         with contextlib.closing(store.connect(self.settings)) as client:
             exams = store.ExamStore(client, self.settings)
-            document = exams.take(request["doc_id"], self.job.id, self.job.run, self._check)
+            document = exams.take(task.doc_id, self.job.id, self.job.run, self._check)
             if document.is_published:
                 summary = {"question_count": int(document.fields.get("questionCount", 0))}
             else:
-                summary = self._make_exam(pipeline.Task(**request), exams, document)
+                summary = self._process(task, exams, document)
         self._save_meta(progress=100, step="Done", **summary)
-        log.info(
-            "job %s: document %s is ready, %d questions", self.job.id, request["doc_id"], summary["question_count"]
-        )
+        log.info("job %s: document %s is ready: %s", self.job.id, task.doc_id, summary)
         return summary
 
-    def _make_exam(self, task: pipeline.Task, exams: store.ExamStore, document: store.OwnedDocument) -> dict[str, Any]:
-        stop = threading.Event()
+    def _process(self, task: pipeline.Task, exams: store.ExamStore, document: store.OwnedDocument) -> dict[str, Any]:
+        stop, cost = threading.Event(), generation.Cost()
+        services = pipeline.Services(
+            client=gemini.connect(self.settings),
+            throttle=Throttle(self.job.connection, self.settings),
+            checkpoints=Checkpoints(self.job.connection, self.settings),
+        )
         with Progress([self._show, document.progress], stop, poll=self._check) as progress:
-            exam = pipeline.make_exam(
-                task,
-                document.fields,
-                prompts=exams.prompts(task.system_prompt_id, task.custom_prompt_id),
-                client=gemini.connect(self.settings),
-                settings=self.settings,
-                progress=progress,
-                stop=stop,
-            )
+            try:
+                exam = pipeline.make_exam(
+                    task,
+                    document.fields,
+                    prompts=exams.prompts(task.system_prompt_id, task.custom_prompt_id),
+                    services=services,
+                    settings=self.settings,
+                    cost=cost,
+                    progress=progress,
+                    stop=stop,
+                )
+            except Cancelled:
+                progress.check()  # why it was told to stop
+                raise
+            finally:
+                self.job.meta["usage"] = cost.summary()
             progress.check()
         document.publish(exam.questions, self._published_fields(task, exam), self._check)
-        return {"question_count": len(exam.questions), "usage": exam.usage}
+        return {"question_count": len(exam.questions), "usage": cost.summary()}
 
     def _published_fields(self, task: pipeline.Task, exam: pipeline.Exam) -> dict[str, Any]:
         fields: dict[str, Any] = {

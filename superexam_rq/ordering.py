@@ -16,7 +16,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _REFERS_TO_CHOICES = re.compile(
     r"\b(?:all|none|any|some|both|neither|either|each|two|three|one)\s+(?:of\s+)?(?:the\s+)?(?:above|below|these|those|"
     r"following|options|choices|answers|others?|previous|preceding|statements)\b|\bthe\s+(?:above|others?|rest)\b"
-    r"|^(?:both|neither|all|none|either)\b|\b(?:option|choice|answer)s?\b"
+    r"|^(?:both|neither|all|none|either)\b|\b(?:option|choice|answer)s?\s+(?:[A-H]|\d)\b"
     r"|de mai sus|niciun|nicio|toate\b|anterioare|ambele"
     r"|anteriores|ninguna|ninguno|todas\b|ambas|ambos|nenhuma|nenhum|acima"
     r"|ci-dessus|aucune?\b|toutes\b|tous\b|les deux|précédent"
@@ -25,18 +25,26 @@ _REFERS_TO_CHOICES = re.compile(
     r"|вышеперечисл|перечисленн|ничего из|все ответы|оба\b|以上|上記|すべて",  # noqa: RUF001
     re.IGNORECASE,
 )
-# "A and C", "(a), (b)", "Nur B": a letter that stands alone, in the text of a choice.
-_LETTER_ALONE = re.compile(
-    r"(?<![\w'\u2019.-])[A-Za-z](?=\s*(?:[,;&/+)]|$|and\b|or\b|und\b|et\b|y\b|e\b|și\b|si\b|oder\b|ou\b))"
+# "A and C", "(a), (b)", "B only": letters, in the text of a choice, that mean other choices.
+_LETTERS_JOINED = re.compile(
+    r"(?<![\w'\u2019])\(?[A-Ha-h]\)?\s*(?:[,;&]|\b(?:and|or|und|oder|et|ou|y|e|o|și|si|sau|и|или)\b)\s*"
+    r"\(?[A-Ha-h]\)?(?![\w'\u2019])"
+    r"|\b(?i:only|just|nur|doar|numai|seulement|solo|sólo|apenas|somente|только)\s+\(?[A-H]\b"
+    r"|\b[A-H]\)?\s+(?:only|alone)\b"
 )
-_LETTER_IN_PROSE = re.compile(
-    r"(?<![\w'\u2019-])[B-HJ-Z](?![\w'\u2019-])"
-    r"|(?<![\w'\u2019-])A(?=\s*(?:[,;:.)&/]|$|(?:is|was|are|and|or|has|can|would|does|\w+s)\b))"
-    r"|\([a-z]\)|(?<![\w(])[a-h]\)"
-    r"|\b(?:options?|choices?|answers?|alternatives?|variant\w*|răspuns\w*|antwort\w*|option\w*|réponses?|opci[oó]n\w*|"
-    r"respuestas?|rispost\w+|opzion\w+|op[cç][aã]o|respostas?|вариант\w*|ответ\w*)\s*[\"'(«„:]*\s*(?:\w\b|\d)"
-    r"|\b(?:first|second|third|fourth|fifth|last|former|latter|other|remaining|above|below)\s+"
+# Words for a choice, with the letter or number of one: "option B", "the answer is (c)", "choices 1 and 2".
+_WORD_AND_LETTER = re.compile(
+    r"\b(?i:options?|choices?|answers?|alternatives?|variant\w*|răspuns\w*|antwort\w*|réponses?|opci[oó]n\w*|respuestas?"
+    r"|rispost\w+|opzion\w+|opç\w+|respostas?|вариант\w*|ответ\w*)\s*(?:is|are|ist|est|es|este|è|é)?\s*[\"'(«„:]*\s*"
+    r"(?:[A-Z]|[b-h]|\d{1,2}|[А-Е])(?!\w)"  # noqa: RUF001
+    r"|\b(?i:first|second|third|fourth|fifth|last|former|latter|other|remaining|above|below)\s+"
     r"(?:two\s+|three\s+)?(?:options?|choices?|answers?|alternatives?|ones?)\b"
+)
+_LETTER = re.compile(r"(?<![\w'\u2019-])[A-Z](?![\w'\u2019-])|(?<=\()[a-z](?=\))|(?<![\w(])[a-z](?=\))")
+# "A" that begins a sentence is mostly an article: a noun follows, seldom one that ends in s.
+_ARTICLE = re.compile(r"A\s+(?!(?:is|was|are|and|or|has|can|would|does|\w+s)\b)\w")
+_VERDICT = re.compile(
+    r"[A-Z]\)?\s+(?:is|are|was|were)\s+(?:the\s+|not\s+)*(?:in)?(?:correct|right|wrong|true|false|best)"
 )
 
 
@@ -52,13 +60,31 @@ def shuffle(questions: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _movable(question: dict[str, Any]) -> bool:
     texts = [choice["text"] for choice in question["choices"]]
-    if any(_REFERS_TO_CHOICES.search(text) for text in texts):
-        return False
-    # Choices that are letters themselves (blood groups, grades) refer to nothing: all are short.
-    if any(len(text) > 2 and _LETTER_ALONE.search(text) for text in texts):
-        return False
-    prose = (question["questionText"], question["explanation"])
-    return not any(_LETTER_IN_PROSE.search(text) for text in prose)
+    return not refer_to_others(texts) and not names_letters(
+        question["questionText"], question["explanation"], len(texts)
+    )
+
+
+def refer_to_others(texts: Iterable[str]) -> bool:
+    """Return whether one of the choices may mean others: all of the above, A and B."""
+    return any(_REFERS_TO_CHOICES.search(text) or _LETTERS_JOINED.search(text) for text in texts)
+
+
+def names_letters(question_text: str, explanation: str, count: int) -> bool:
+    """Return whether a question's texts may name one of its `count` choices by letter or place.
+
+    A letter that the question itself uses (the language C, a point B) is taken for that, unless called right or wrong.
+    """
+    if _WORD_AND_LETTER.search(question_text) or _WORD_AND_LETTER.search(explanation):
+        return True
+    own = {match[0].upper() for match in _LETTER.finditer(question_text)}
+    for match in _LETTER.finditer(explanation):
+        letter = match[0].upper()
+        if letter not in LETTERS[:count] or _ARTICLE.match(explanation, match.start()):
+            continue
+        if letter not in own or _VERDICT.match(explanation, match.start()):
+            return True
+    return False
 
 
 def _shuffled(question: dict[str, Any], decks: defaultdict[int, list[int]]) -> dict[str, Any]:

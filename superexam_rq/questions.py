@@ -2,7 +2,7 @@
 
 Pure functions over plain JSON. A question on its way is a dict of contract §3 without `id`; `clean` makes them
 from one batch's answer, `assemble` makes the exam from all batches, `number` gives the ids. What follows a
-caller's own schema takes the same way through `clean_custom`. Asking the model is `gemini`'s business, storing
+caller's own schema takes the same way. Asking the model is `gemini`'s business, storing
 is `store`'s.
 """
 
@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 from marshmallow import Schema, ValidationError, fields, validate, validates_schema
 
 from superexam_rq.duplicates import deduplicate
-from superexam_rq.ordering import LETTERS, shuffle
+from superexam_rq.ordering import LETTERS, names_letters, refer_to_others, shuffle
 from superexam_rq.sources import Source
-from superexam_rq.texts import fold, scrub
+from superexam_rq.texts import fold, scrub, scrub_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from superexam_rq.caller_schema import CallerSchema
 
 Question = dict[str, Any]
 
@@ -123,8 +125,10 @@ def parse_answer(text: str, *, complete: bool = True) -> list[Any]:
 
 
 def _openings(text: str) -> list[int]:
-    """Return where JSON may begin: at the first brace and at the first bracket, prose and fences passed over."""
-    return sorted(at for at in (text.find("{"), text.find("[")) if at >= 0)
+    """Return where JSON may begin: at the first brace or bracket of a Markdown fence, or of the whole text."""
+    fence = text.find("```")
+    starts = [text.find(char, at) for at in ({fence, 0} if fence > 0 else {0}) for char in "{["]
+    return sorted({at for at in starts if at >= 0})
 
 
 def _salvage(text: str, decoder: json.JSONDecoder) -> Iterator[Any]:
@@ -181,27 +185,39 @@ class QuestionSchema(Schema):
 
 
 def clean(
-    items: Iterable[Any], pages: Sequence[int], page_text: Callable[[int], str], report: Report
+    items: Iterable[Any],
+    pages: Sequence[int],
+    page_text: Callable[[int], str],
+    report: Report,
+    schema: CallerSchema | None = None,
 ) -> list[Question]:
     """Return the usable questions of one batch's answer, repaired; `report` counts the rest by reason.
 
     `pages` are the document's pages (1-based) that the batch was made of, `page_text` returns the text of one.
+    With a caller's `schema` the items are checked against it and keep their own fields; nothing is repaired.
     """
     source = Source(pages, page_text)
-    schema = QuestionSchema()
+    published = QuestionSchema()
     questions = []
     for item in items:
         report.proposed += 1
         try:
-            question = _repair(item, report)
+            question = _repair(item, report) if schema is None else _own(item, schema)
             question["sourcePages"] = source.locate(item, report.noted)
-            if schema.validate(question):
+            if schema is None and published.validate(question):
                 raise _Unusable("malformed")
         except _Unusable as reason:
             report.dropped[str(reason)] += 1
             continue
         questions.append(question)
     return questions
+
+
+def _own(item: Any, schema: CallerSchema) -> Question:
+    fit = scrub_all(item)
+    if schema.check(fit) is not None:
+        raise _Unusable("schema")
+    return schema.own_fields(fit)
 
 
 def _repair(item: Any, report: Report) -> Question:
@@ -225,6 +241,13 @@ def _repair(item: Any, report: Report) -> Question:
     if len(explanation) > MAX_EXPLANATION_CHARS:
         explanation = explanation[: MAX_EXPLANATION_CHARS - 1].rstrip() + "…"
         report.noted["explanation_cut"] += 1
+    if any(labels[at] and labels[at].upper() != LETTERS[place] for place, at in enumerate(kept)):
+        # The letters change, and a text that names one would be wrong.
+        if names_letters(text, explanation, len(texts)):
+            report.noted["explanation_removed"] += 1
+            explanation = ""
+        if names_letters(text, "", len(texts)) or refer_to_others(texts):
+            raise _Unusable("malformed")
     answers = [LETTERS[place] for place, at in enumerate(kept) if at in right]
     return {
         "questionText": text,
@@ -268,15 +291,15 @@ def _right_choices(value: Any, labels: list[str], texts: list[str]) -> set[int]:
         raise _Unusable("no_answer")
     answers = value if isinstance(value, list) else [value]
     if len(answers) == 1 and isinstance(answers[0], str):
-        answers = _split_letters(answers[0], labels, texts)
+        answers = _split_letters(answers[0], texts)
     return {_place(answer, labels, texts) for answer in answers}
 
 
-def _split_letters(answer: str, labels: list[str], texts: list[str]) -> list[Any]:
+def _split_letters(answer: str, texts: list[str]) -> list[Any]:
     """Return the letters of `A, C` or `a and c`; any other text as it is."""
     parts = re.split(r"\s*(?:[,;/&]|\band\b)\s*", answer.strip())
     if len(parts) > 1 and all(re.fullmatch(r"[A-Za-z]", part) for part in parts) and not _same(answer, texts):
-        return [part for part in parts if _same(part, labels) or not any(labels)]
+        return list(parts)
     return [answer]
 
 
@@ -320,17 +343,14 @@ def _counted(bare: str, answer: Any, labels: list[str], texts: list[str]) -> lis
     """Return the place that a letter or number means by counting, where the choices bear no labels of that kind."""
     if re.fullmatch(r"[A-Za-z]", bare) and not any(re.fullmatch(r"[A-Za-z]", label) for label in labels):
         place = LETTERS.index(bare.upper())
-    elif bare.isascii() and bare.isdigit():
-        number = int(bare)
-        # A number that is no text may count from 0 or from 1; only the ends tell.
-        if not isinstance(answer, str) and 0 < number < len(texts):
-            return []
-        place = max(number - 1, 0) if isinstance(answer, str) or number else 0
-        if number == 0 and isinstance(answer, str):
-            return []
+    elif re.fullmatch(r"[0-9]{1,2}", bare) and not any(label.isdecimal() for label in labels):
+        place = int(bare) - 1
+        # "1" is a label and counts from 1; a number in JSON may count from 0 as well, and only the ends tell.
+        if not isinstance(answer, str) and place + 1 != len(texts):
+            place = 0 if place == -1 else len(texts)
     else:
         return []
-    return [place] if place < len(texts) else []
+    return [place] if 0 <= place < len(texts) else []
 
 
 def _distinct(texts: list[str], right: set[int]) -> list[int]:
@@ -356,7 +376,7 @@ def _distinct(texts: list[str], right: set[int]) -> list[int]:
 
 def _as_text(value: Any) -> str:
     if isinstance(value, str):
-        return scrub(value)
+        return scrub(value).strip()
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):
@@ -364,14 +384,27 @@ def _as_text(value: Any) -> str:
     return ""
 
 
-def assemble(questions: Iterable[Question], *, max_questions: int | None, report: Report) -> list[Question]:
-    """Return the exam made of all batches' questions: in reading order, none twice, chosen evenly, shuffled."""
+def assemble(
+    questions: Iterable[Question], *, max_questions: int | None, report: Report, schema: CallerSchema | None = None
+) -> list[Question]:
+    """Return the exam made of all batches' questions: in reading order, none twice, chosen evenly, shuffled.
+
+    What follows a caller's `schema` is not shuffled, and repeats another only if it is the same in every field.
+    """
     ordered = sorted(questions, key=lambda question: question["sourcePages"][0])
-    unique = deduplicate(ordered)
+    unique = deduplicate(ordered) if schema is None else _without_copies(ordered)
     if len(unique) < len(ordered):
         report.dropped["duplicate"] += len(ordered) - len(unique)
     chosen = pick(unique, max_questions, report)
-    return shuffle(chosen)
+    return shuffle(chosen) if schema is None else chosen
+
+
+def _without_copies(questions: Iterable[Question]) -> list[Question]:
+    first: dict[str, Question] = {}
+    for question in questions:
+        own = {name: value for name, value in question.items() if name not in {"id", "sourcePages"}}
+        first.setdefault(fold(json.dumps(own, sort_keys=True, ensure_ascii=False)), question)
+    return list(first.values())
 
 
 def pick(questions: Sequence[Question], count: int | None, report: Report) -> list[Question]:

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Callable, Mapping, Sequence
 
-# Shorter quotes stand on many pages: they only confirm the page that the model named, or the one page that has them.
-_TELLING_CHARS = 20
+# In bytes, since a letter of Greek says as much as one of English and a Chinese one far more. A quote shorter than the
+# first says nothing; one shorter than the second stands on many pages and counts only if it is on one of the batch.
+_MIN_BYTES = 8
+_TELLING_BYTES = 20
 _MAX_QUOTE_CHARS = 200
 _QUOTE_CUTOFF = 85
 
@@ -36,8 +38,9 @@ class Source:
         quote = item.get("sourceQuote")
         pieces = re.split(r"\.\.\.|…", quote) if isinstance(quote, str) else [""]
         needle = squash(max(pieces, key=len)[: 2 * _MAX_QUOTE_CHARS])[:_MAX_QUOTE_CHARS]
-        found = self._search(needle, claimed or 0) if needle else []
-        if needle and not found:
+        weight = len(needle.encode())
+        found = self._search(needle, claimed or 0, weight) if weight >= _MIN_BYTES else []
+        if weight >= _MIN_BYTES and not found:
             noted["quote_not_found"] += 1
         if found and claimed is not None and claimed not in found:
             noted["page_corrected"] += 1
@@ -55,15 +58,15 @@ class Source:
             return self._pages.index(number)  # counted in the document
         return min(max(number, 1), len(self._pages)) - 1
 
-    def _search(self, needle: str, claimed: int) -> list[int]:
+    def _search(self, needle: str, claimed: int, weight: int) -> list[int]:
         if self._squashed is None:
             self._squashed = [squash(self._page_text(page)) for page in self._pages]
         texts = self._squashed
         by_distance = sorted(range(len(texts)), key=lambda place: (abs(place - claimed), place))
         exact = [place for place in by_distance if needle in texts[place]]
-        if exact and (exact[0] == claimed or len(exact) == 1 or len(needle) >= _TELLING_CHARS):
+        if exact and (exact[0] == claimed or len(exact) == 1 or weight >= _TELLING_BYTES):
             return exact[:1]
-        if len(needle) < _TELLING_CHARS:
+        if weight < _TELLING_BYTES:
             return []
         for place in by_distance:
             if place + 1 < len(texts) and needle in texts[place] + texts[place + 1]:

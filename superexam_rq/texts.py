@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from functools import lru_cache
+from typing import Any
 
 _KEPT_CONTROLS = {"\n", "\t"}
 
@@ -13,8 +14,19 @@ def scrub(text: str) -> str:
     """Return text that can be stored and shown: no control characters, lone surrogates or noncharacters."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if text.isprintable():
-        return text.strip()
-    return "".join(char for char in text if char in _KEPT_CONTROLS or not _unfit(char)).strip()
+        return text
+    return "".join(char for char in text if char in _KEPT_CONTROLS or not _unfit(char))
+
+
+def scrub_all(value: Any) -> Any:
+    """Return plain JSON with every text in it scrubbed, field names too."""
+    if isinstance(value, str):
+        return scrub(value)
+    if isinstance(value, list):
+        return [scrub_all(below) for below in value]
+    if isinstance(value, dict):
+        return {scrub(name): scrub_all(below) for name, below in value.items()}
+    return value
 
 
 def _unfit(char: str) -> bool:

@@ -5,10 +5,12 @@ What `filePath` may name is decided here. Whether the bytes are a PDF is `pdf`'s
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import posixpath
+import re
 import stat
 import unicodedata
 from pathlib import Path
@@ -23,6 +25,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MAX_NAME_CHARS = 100
+
+_MAX_OBJECT_BYTES = 1024
+# Seconds: to connect and to wait for the next bytes; in all, while Google says to try again.
+_STORAGE_TIMEOUT = (5.0, 30.0)
+_STORAGE_RETRY_SECONDS = 60.0
 
 # Each says that there is no such file, whatever the path looks like.
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR, errno.ENXIO, errno.ENODEV}
@@ -46,6 +53,8 @@ def read_upload(file_path: Any, settings: Settings) -> bytes:
     if any(unicodedata.category(char) in {"Cc", "Cs"} for char in file_path):
         raise PdfMissing(_bare(file_path))
     max_bytes = settings.max_pdf_mb * pdf.MEGABYTE
+    if settings.gcs_bucket_name:
+        return _read_object(file_path, settings, max_bytes)
     return _read_file(file_path, settings.uploads_dir, max_bytes)
 
 
@@ -125,3 +134,52 @@ def _read_all(descriptor: int, max_bytes: int) -> bytes:
     if size > max_bytes:
         raise pdf.too_large(size, max_bytes)
     return b"".join(parts)
+
+
+def _read_object(file_path: str, settings: Settings, max_bytes: int) -> bytes:
+    # Here, so that a service without a bucket does not pay for the import.
+    from google.api_core.exceptions import GoogleAPIError, NotFound
+    from google.auth.exceptions import GoogleAuthError
+    from google.cloud.storage import Client
+    from google.cloud.storage.exceptions import InvalidResponse
+
+    try:
+        with contextlib.closing(Client(project=settings.google_cloud_project or None)) as client:
+            bucket = client.bucket(settings.gcs_bucket_name)
+            for name in _object_names(file_path, settings.gcs_bucket_name):
+                content = _download(bucket, name, max_bytes)
+                if content is not None:
+                    return content
+    except NotFound:  # deleted or replaced between the two calls
+        raise PdfMissing(_bare(file_path)) from None
+    except (GoogleAPIError, GoogleAuthError, InvalidResponse, OSError) as error:
+        log.warning("The upload %r can't be read from Cloud Storage: %s", file_path, error)
+        raise UploadsUnavailable(f"Cloud Storage did not hand out the PDF ({type(error).__name__})") from None
+    raise PdfMissing(_bare(file_path))
+
+
+def _object_names(file_path: str, bucket_name: str) -> list[str]:
+    """Return the names that an object may have: as given, without `gs://bucket/`, without a leading slash."""
+    match = re.fullmatch(r"gs://([^/]+)/(.+)", file_path)
+    if match and match[1] != bucket_name:
+        log.warning("The upload %r is refused: it lies in another bucket", file_path)
+        return []
+    names = [match[2]] if match else [file_path, file_path.lstrip("/")]
+    spelled = dict.fromkeys(spelling for name in names for spelling in _spellings(name))
+    return [name for name in spelled if 0 < len(name.encode()) <= _MAX_OBJECT_BYTES]
+
+
+def _download(bucket: Any, name: str, max_bytes: int) -> bytes | None:
+    from google.cloud.storage.retry import DEFAULT_RETRY
+
+    options = {"timeout": _STORAGE_TIMEOUT, "retry": DEFAULT_RETRY.with_timeout(_STORAGE_RETRY_SECONDS)}
+    blob = bucket.get_blob(name, **options)
+    if blob is None:
+        return None
+    if blob.size > max_bytes:
+        raise pdf.too_large(blob.size, max_bytes)
+    # The generation whose size was checked, should somebody replace the object meanwhile.
+    content: bytes = blob.download_as_bytes(if_generation_match=blob.generation, **options)
+    if len(content) > max_bytes:  # stored compressed
+        raise pdf.too_large(len(content), max_bytes)
+    return content
