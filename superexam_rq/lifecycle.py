@@ -480,6 +480,25 @@ def settle(connection: Redis, settings: Settings, job_ids: Iterable[str], deadli
             settle_document(connection, settings, exams, job_id)
 
 
+def tell_failure(settings: Settings, job: ExamJob, deadline: float = 5.0) -> None:
+    """Show in the document what the failure of a run means, while that run is still the job's current one.
+
+    Whoever then finds the job failed finds its document failed too. What was decided is kept first, so that a
+    crash in between can't lead to another decision. Raises `FirestoreUnavailable`.
+    """
+    from superexam_rq import store
+
+    fields: dict[Any, Any] = {"retries_left": job.retries_left or 0, "meta": job._serialize_meta()}
+    job.connection.hset(job.key, mapping=fields)
+    if job.should_retry:
+        outcome = store.Outcome("waiting", str(job.meta["step"]))
+    else:
+        outcome = store.Outcome("failed", str(job.meta["error"]))
+    with contextlib.closing(store.connect(settings)) as client:
+        exams = store.ExamStore(client, settings, deadline=deadline)
+        exams.settle(job.doc_id, job.id, outcome, lambda: check(job.connection, settings, job))
+
+
 def settle_document(connection: Redis, settings: Settings, exams: ExamStore, job_id: str) -> bool:
     """Bring one job's document in line with the job, and return whether anything was written."""
     job = ExamJob(job_id, connection=connection, serializer=JSONSerializer)

@@ -32,7 +32,7 @@ from google.api_core.retry import Retry, if_exception_type
 from google.cloud import firestore
 
 from superexam_rq.config import Settings
-from superexam_rq.errors import DocumentGone, FirestoreUnavailable, PromptMissing, Superseded
+from superexam_rq.errors import Cancelled, DocumentGone, FirestoreUnavailable, PromptMissing, Superseded
 
 log = logging.getLogger(__name__)
 
@@ -164,8 +164,8 @@ class ExamStore:
     def settle(self, doc_id: str, job_id: str, outcome: Outcome, check: Callable[[], None]) -> bool:
         """Write how a job ended that has no run to do it; return whether the document was waiting for that.
 
-        Does nothing where the document is not `processing`. `check` raises `Superseded` where the outcome is not
-        the truth any more. A run of the job that still lives is fenced out.
+        Does nothing where the document is not `processing`. `check` raises `Superseded` or `Cancelled` where the
+        outcome is not the truth any more. A run of the job that still lives is fenced out.
         """
         owned = OwnedDocument(self, self.document(doc_id), job_id, f"{job_id}:settled", check)
         try:
@@ -182,7 +182,7 @@ class ExamStore:
         except DocumentGone:
             self.remove_orphans(owned.reference)
             return False
-        except Superseded:
+        except (Cancelled, Superseded):
             return False
         return True
 

@@ -97,6 +97,10 @@ class Patience(ExponentialWithJitterBackoff):
         super().__init__(cap=3.0, base=0.1)
         self._may_give_up = may_give_up
 
+    def __deepcopy__(self, memo: Any) -> Patience:
+        # Each connection gets a copy of its pool's retry; the worker behind this one must not be copied with it.
+        return self
+
     def compute(self, failures: int) -> float:
         """Return the seconds to wait; raises RQ's `StopRequested`."""
         if self._may_give_up():
@@ -289,10 +293,11 @@ class ExamWorker(Worker):
             return
         if self.connection.hexists(job.key, "cancel_requested") or job.meta.get("error_code") == "cancelled":
             lifecycle.finish_cancelled(_ours(job), self.queue, self.settings, execution)
-        else:
-            super().handle_job_failure(job, queue, started_job_registry, exc_string, execution)
-            lifecycle.announce(self.connection, self.settings, job.id)
-        _guarded(lifecycle.settle, self.connection, self.settings, [job.id], 5.0)
+            _guarded(lifecycle.settle, self.connection, self.settings, [job.id], 5.0)
+            return
+        _guarded(lifecycle.tell_failure, self.settings, _ours(job))
+        super().handle_job_failure(job, queue, started_job_registry, exc_string, execution)
+        lifecycle.announce(self.connection, self.settings, job.id)
 
     def handle_work_horse_killed(self, job: Job, retpid: int, ret_val: int | None, rusage: Any) -> None:
         """Note why the work-horse died."""
