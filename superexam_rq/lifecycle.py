@@ -337,7 +337,7 @@ def recover(
         execution.delete(job=job, pipeline=pipe)
         if not current:
             return None
-        _lose(job, queue, settings, pipe, error, cancelled=cancelled)
+        lose(job, queue, settings, pipe, error, cancelled=cancelled)
         return job
 
     found = transaction(queue.connection, step)
@@ -346,9 +346,10 @@ def recover(
     return found
 
 
-def _lose(
+def lose(
     job: ExamJob, queue: Queue, settings: Settings, pipe: Pipeline, error: SuperExamError, *, cancelled: bool
 ) -> None:
+    """Add to a transaction what follows from a run that died: cancelled, retried at once, or failed."""
     job.lost = True
     job.ended_at = now()
     if cancelled:
@@ -491,12 +492,12 @@ def tell_failure(settings: Settings, job: ExamJob, deadline: float = 5.0) -> Non
     fields: dict[Any, Any] = {"retries_left": job.retries_left or 0, "meta": job._serialize_meta()}
     job.connection.hset(job.key, mapping=fields)
     if job.should_retry:
-        outcome = store.Outcome("waiting", str(job.meta["step"]))
+        wanted = store.Outcome("waiting", str(job.meta["step"]))
     else:
-        outcome = store.Outcome("failed", str(job.meta["error"]))
+        wanted = store.Outcome("failed", str(job.meta["error"]))
     with contextlib.closing(store.connect(settings)) as client:
         exams = store.ExamStore(client, settings, deadline=deadline)
-        exams.settle(job.doc_id, job.id, outcome, lambda: check(job.connection, settings, job))
+        exams.settle(job.doc_id, job.id, wanted, lambda: check(job.connection, settings, job))
 
 
 def settle_document(connection: Redis, settings: Settings, exams: ExamStore, job_id: str) -> bool:
@@ -506,8 +507,8 @@ def settle_document(connection: Redis, settings: Settings, exams: ExamStore, job
     if not raw:
         return False
     job.restore(raw)
-    outcome = _outcome(job)
-    if outcome is None:
+    wanted = outcome(job)
+    if wanted is None:
         return False
 
     def check() -> None:
@@ -516,10 +517,11 @@ def settle_document(connection: Redis, settings: Settings, exams: ExamStore, job
         if (newest is not None and as_text(newest) != job_id) or as_text(status or b"") != _status(job).value:
             raise Superseded("the job has changed")
 
-    return exams.settle(job.doc_id, job_id, outcome, check)
+    return exams.settle(job.doc_id, job_id, wanted, check)
 
 
-def _outcome(job: ExamJob) -> Outcome | None:
+def outcome(job: ExamJob) -> Outcome | None:
+    """Return what the document of a job without a run is to show; None where the job has nothing to say."""
     from superexam_rq.store import Outcome
 
     status = _status(job)

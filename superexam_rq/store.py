@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 
 import google.auth.exceptions
@@ -161,16 +162,27 @@ class ExamStore:
             raise
         return owned
 
-    def settle(self, doc_id: str, job_id: str, outcome: Outcome, check: Callable[[], None]) -> bool:
+    def settle(
+        self, doc_id: str, job_id: str, outcome: Outcome, check: Callable[[], None], seen: datetime | None = None
+    ) -> bool:
         """Write how a job ended that has no run to do it; return whether the document was waiting for that.
 
         Does nothing where the document is not `processing`. `check` raises `Superseded` or `Cancelled` where the
-        outcome is not the truth any more. A run of the job that still lives is fenced out.
+        outcome is not the truth any more. With `seen`, an update time, nothing is done if anybody has written
+        since. A run of the job that still lives is fenced out.
         """
-        owned = OwnedDocument(self, self.document(doc_id), job_id, f"{job_id}:settled", check)
-        try:
-            owned.adopt(self.read(owned.reference))
+
+        def untouched() -> None:
+            if seen is not None:
+                raise Superseded("somebody has written to the document")
             check()
+
+        owned = OwnedDocument(self, self.document(doc_id), job_id, f"{job_id}:settled", untouched)
+        try:
+            owned.adopt(snapshot := self.read(owned.reference))
+            check()
+            if seen is not None and snapshot.update_time != seen:
+                return False
             if owned.fields.get("status") != "processing":
                 return False
             if outcome.kind == "waiting":

@@ -61,7 +61,8 @@ def held(service: Stack, job_id: str) -> dict[str, bool]:
     """Say which of RQ's lists and registries hold a job."""
     redis = service.redis
     name = job_id.encode()
-    started = [entry.partition(b":")[0] for entry in redis.zrange("superexam:wip:superexam", 0, -1)]
+    entries: list[Any] = redis.zrange("superexam:wip:superexam", 0, -1)
+    started = [entry.partition(b":")[0] for entry in entries]
     return {
         "queue": name in redis.lrange("superexam:queue:superexam", 0, -1),
         "popped": name in redis.lrange("superexam:queue:superexam:intermediate", 0, -1),

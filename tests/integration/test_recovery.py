@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -59,6 +60,10 @@ def _all_gone(service: Stack) -> bool:
     return True
 
 
+def _reached(service: Stack, job_id: str, attempt: int) -> bool:
+    return bool(service.job(job_id)["attempt"] == attempt)
+
+
 def _busy(service: Stack, names: list[str]) -> str:
     return eventually(lambda: next((name for name in names if horse_pid(service, name)), None), "a worker to be busy")
 
@@ -100,7 +105,7 @@ def test_the_last_loss_fails_the_job_and_its_document(service: Stack, workers: l
     service.add_document("doomed", pdfs.prose(3))
     job_id = service.submit("doomed").json()["job_id"]
     for attempt in (1, 2):
-        eventually(lambda wanted=attempt: service.job(job_id)["attempt"] == wanted, f"attempt {attempt}")
+        eventually(partial(_reached, service, job_id, attempt), f"attempt {attempt}")
         horse = wait_for_horse(service, _busy(service, workers))
         os.kill(horse, signal.SIGKILL)
     job = service.wait_for_job(job_id)
