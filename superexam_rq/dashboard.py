@@ -213,6 +213,10 @@ def _views(connection: Redis) -> dict[str, Callable[..., ResponseReturnValue]]:
     def queue_of(name: str) -> Queue:
         return Queue(name, connection=connection, serializer=JSONSerializer)
 
+    def queues_overview(**arguments: int) -> ResponseReturnValue:
+        connection.ping()  # rq-dashboard's own view answers 200 where Redis is away
+        return web.queues_overview(**arguments)  # type: ignore[no-any-return]
+
     def list_jobs(
         instance_number: int, queue_name: str, registry_name: str, per_page: str, order: str, page: str
     ) -> ResponseReturnValue:
@@ -306,15 +310,9 @@ def _views(connection: Redis) -> dict[str, Callable[..., ResponseReturnValue]]:
         return _json(status="OK")
 
     views = (
-        list_jobs,
-        job_info,
-        list_workers,
-        delete_job_view,
-        requeue_job_view,
-        requeue_all,
-        empty_queue,
-        compact_queue,
-    )
+        queues_overview, list_jobs, job_info, list_workers,
+        delete_job_view, requeue_job_view, requeue_all, empty_queue, compact_queue,
+    )  # fmt: skip
     return {view.__name__: view for view in views}
 
 
