@@ -187,7 +187,7 @@ def describe(job: Job) -> str:
     if "doc_id" not in meta:
         return about
     parts = [str(meta.get("step") or "Waiting in the queue")]
-    if meta.get("progress"):
+    if meta.get("progress") and job.get_status(refresh=False) is JobStatus.STARTED:
         parts.append(f"{meta['progress']} %")
     if meta.get("attempt"):
         parts.append(f"attempt {meta['attempt']} of {meta.get('max_attempts', '?')}")

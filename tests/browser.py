@@ -61,7 +61,10 @@ class Browser:
 
     def wait_for_text(self, text: str, css: str = "body", seconds: float = 20) -> None:
         """Wait until an element shows a text."""
-        eventually(lambda: text in self.text(css), f"{text!r} in {css} of {self.url}", seconds)
+        try:
+            eventually(lambda: text in self.text(css), f"{text!r} in {css} of {self.url}", seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; shown: {self.text(css)!r}") from None
 
     def click(self, css: str) -> None:
         """Click an element as a mouse does, once it is there and nothing covers it."""

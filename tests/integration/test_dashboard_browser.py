@@ -22,6 +22,17 @@ pytestmark = pytest.mark.skipif(not AVAILABLE, reason="needs chromium and chrome
 TIMEZONE = "America/New_York"
 
 
+@pytest.fixture
+def slow_gemini(service: Stack) -> Iterator[None]:
+    """Have Gemini take ten minutes for its next call, and the queue be empty again in the end."""
+    service.gemini.script(Fault.slow(600))
+    yield
+    service.gemini.clear_faults()
+    for job in service.http.get(f"{service.url}/dashboard/0/data/jobs/superexam/started/8/asc/1.json").json()["jobs"]:
+        service.http.post(f"{service.url}/dashboard/job/{job['id']}/delete")
+        service.wait_for_job(job["id"])
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Give one Chromium to all tests here."""
@@ -89,9 +100,9 @@ def test_all_failed_jobs_are_queued_again(service: Stack, browser: Browser) -> N
         service.wait_for_job(job_id, "completed")
 
 
+@pytest.mark.usefixtures("slow_gemini")
 def test_a_busy_worker_and_the_queue_behind_it(service: Stack, browser: Browser) -> None:
     """The workers page names the document of the job under way; Empty queue removes what waits behind it."""
-    service.gemini.script(Fault.slow(600))
     service.add_document("physics", pdfs.prose(1, start=90))
     running = service.submit("physics").json()["job_id"]
     service.wait_for_job(running, "processing")
@@ -100,7 +111,7 @@ def test_a_busy_worker_and_the_queue_behind_it(service: Stack, browser: Browser)
     browser.open(f"{service.url}/dashboard/0/view/workers")
     browser.wait_for_text("document physics: ", "table#workers")
     browser.wait_for_text("attempt 1 of 4", "table#workers")
-    assert browser.text("#workers-count") == "1 workers registered"
+    assert browser.count("table#workers tr[data-role=worker]") == 1
     _keep(browser, "workers")
 
     browser.open(_registry(service, "queued"))
@@ -118,13 +129,13 @@ def test_a_busy_worker_and_the_queue_behind_it(service: Stack, browser: Browser)
     browser.click(f"tr[data-job-id='{running}'] [data-role=delete-job-btn]")
     browser.click("#confirmation-modal-yes")
     assert service.wait_for_job(running)["status"] == "cancelled"
-    service.gemini.clear_faults()
 
 
 def test_ages_are_right_in_every_time_zone(service: Stack, browser: Browser) -> None:
     """A job made just now is seconds old for an operator who is hours away from UTC."""
     _fail(service, "geography")
     browser.open(_registry(service, "failed"))
+    assert browser.run("return Intl.DateTimeFormat().resolvedOptions().timeZone") == TIMEZONE
     browser.wait_for_text("document geography", "table#jobs")
     assert browser.text("tr[data-role=job]:last-child .creation_date").split()[1] in {"second", "seconds"}
 
