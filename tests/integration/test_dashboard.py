@@ -13,7 +13,7 @@ from rq import Queue
 from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 
-from superexam_rq.sandbox.gemini_faults import Fault
+from superexam_rq.sandbox.gemini.faults import Fault
 from superexam_rq.sandbox.processes import Children, free_port
 from tests import pdfs
 from tests.stack import Stack, eventually

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from superexam_rq.sandbox.gemini_faults import Fault
+from superexam_rq.sandbox.gemini.faults import Fault
 from tests import pdfs
 from tests.browser import AVAILABLE, Browser, chromium
 from tests.stack import Stack, eventually
