@@ -11,7 +11,7 @@ from flask.typing import ResponseReturnValue
 from marshmallow import ValidationError
 from werkzeug.exceptions import HTTPException
 
-from superexam_rq import __version__
+from superexam_rq import __version__, metrics
 from superexam_rq.config import Settings
 from superexam_rq.queueing import REDIS_AWAY, JobQueue
 from superexam_rq.schemas import JobSchema, SubmissionSchema
@@ -76,6 +76,11 @@ def create_blueprint(queue: JobQueue, settings: Settings) -> Blueprint:
     @routes.get("/health/live")
     def live() -> ResponseReturnValue:
         return jsonify(status="alive")
+
+    @routes.get("/metrics")
+    def show_metrics() -> ResponseReturnValue:
+        body, content_type = metrics.exposition(queue.queue, settings, request.headers.get("Accept", ""))
+        return Response(body, content_type=content_type)
 
     @routes.get("/")
     def index() -> ResponseReturnValue:
