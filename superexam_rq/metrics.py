@@ -183,7 +183,7 @@ def _usage_counts(usage: Mapping[str, Any]) -> dict[tuple[Counter, tuple[str, ..
         (CALLS, (outcome,)): number for outcome, number in usage.get("outcomes", {}).items()
     }
     counts |= {(TOKENS, (kind,)): usage.get(f"{kind}_tokens", 0) for kind in TOKEN_KINDS}
-    counts[(COST, ())] = usage.get("usd") or 0
+    counts[(COST, ())] = float(usage.get("usd") or 0)
     counts[(HITS, ())] = usage.get("cached_batches", 0)
     return counts
 
@@ -205,9 +205,13 @@ def _count(
 def _observe(pipe: Pipeline, settings: Settings, histogram: Histogram, seconds: float) -> None:
     seconds = max(seconds, 0.0)
     place = bisect_left(histogram.bounds, seconds)
-    bound = str(histogram.bounds[place]) if place < len(histogram.bounds) else "+Inf"
+    bound = _bound(histogram.bounds[place]) if place < len(histogram.bounds) else "+Inf"
     _add(pipe, settings, _field(f"{histogram.name}_bucket", (bound,)), 1)
-    _add(pipe, settings, f"{histogram.name}_sum", round(seconds, 3))
+    _add(pipe, settings, f"{histogram.name}_sum", round(float(seconds), 3))
+
+
+def _bound(seconds: int) -> str:
+    return str(float(seconds))
 
 
 def _add(pipe: Pipeline, settings: Settings, name: str, amount: float) -> None:
@@ -304,7 +308,7 @@ def _counter_metric(counter: Counter, values: Mapping[str, float]) -> Metric:
 
 def _histogram_metric(histogram: Histogram, values: Mapping[str, float]) -> Metric:
     buckets, total = [], 0.0
-    for bound in (*map(str, histogram.bounds), "+Inf"):
+    for bound in (*map(_bound, histogram.bounds), "+Inf"):
         total += values.get(_field(f"{histogram.name}_bucket", (bound,)), 0.0)
         buckets.append((bound, total))
     family = HistogramMetricFamily(histogram.name, histogram.text)
