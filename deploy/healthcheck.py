@@ -1,4 +1,4 @@
-"""The health check of the container image: is this container's process, API or worker, alive?
+"""The health check of the container image: it tells whether this container's API or worker is alive.
 
 The API must answer on its own address. A worker must be registered in Redis: RQ lets the registration expire when
 heartbeats stay away. Where Redis can't be asked the worker counts as healthy: it waits for Redis by itself, and a
@@ -16,29 +16,42 @@ from pathlib import Path
 # Started as a script, Python looks for modules beside this file; the package is in the working directory.
 sys.path.insert(0, str(Path.cwd()))
 
-from redis import Redis  # noqa: E402
-from redis.exceptions import RedisError  # noqa: E402
+from redis import Redis
+from redis.exceptions import RedisError
 
-from superexam_rq.config import Settings  # noqa: E402
+from superexam_rq.config import Settings
 
 TIMEOUT_SECONDS = 4
+PROCESSES = Path("/proc")
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "[::]": "[::1]"}
 
 
-def worker_name(processes: Path = Path("/proc")) -> str | None:
-    """Return the name of the RQ worker that runs in this container, or None where none does."""
-    for entry in processes.glob("[0-9]*/cmdline"):
-        try:
-            words = entry.read_bytes().decode(errors="replace").split("\0")
-        except OSError:
-            continue  # ended meanwhile
-        if "rq.cli" in words and "worker" in words and "--name" in words[:-1]:
+def arguments(process: Path) -> list[str]:
+    """Return the command line of a process; empty if it has ended."""
+    try:
+        return (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return []
+
+
+def is_worker(processes: Path = PROCESSES) -> bool:
+    """Tell whether this container was started as a worker; on the host's network any API would answer here."""
+    return "worker" in arguments(processes / "1")
+
+
+def worker_name(processes: Path = PROCESSES) -> str | None:
+    """Return the name of the RQ worker that runs in this container, or None while it starts."""
+    for process in processes.glob("[0-9]*"):
+        words = arguments(process)
+        if "rq.cli" in words and "--name" in words[:-1]:
             return words[words.index("--name") + 1]
     return None
 
 
-def check_worker(settings: Settings, name: str) -> str | None:
+def check_worker(settings: Settings, name: str | None) -> str | None:
     """Return what is wrong with the worker's registration, or None."""
+    if name is None:
+        return "the worker is starting"
     connection = Redis.from_url(settings.redis_url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=2)
     try:
         registered = bool(connection.exists(settings.key("worker", name)))
@@ -47,14 +60,14 @@ def check_worker(settings: Settings, name: str) -> str | None:
         return None
     finally:
         connection.close()
-    return None if registered else f"the worker {name} runs but its registration in Redis has expired"
+    return None if registered else f"the worker {name} is not registered in Redis"
 
 
 def check_api(settings: Settings) -> str | None:
     """Return what is wrong with the API, or None where it answers."""
     url = f"http://{ANY_ADDRESS.get(settings.host, settings.host)}:{settings.port}/health/live"
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS):  # noqa: S310
+        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS):
             return None
     except urllib.error.HTTPError as error:
         # The stand-alone dashboard asks for its password, or has no such page: it answers.
@@ -66,8 +79,7 @@ def check_api(settings: Settings) -> str | None:
 def main() -> int:
     """Check this container's role and return the exit code."""
     settings = Settings.from_env(os.environ, Path(".env"))
-    name = worker_name()
-    wrong = check_worker(settings, name) if name else check_api(settings)
+    wrong = check_worker(settings, worker_name()) if is_worker() else check_api(settings)
     print(wrong or "healthy")
     return 1 if wrong else 0
 
