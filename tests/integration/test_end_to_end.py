@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from superexam_rq.sandbox.gemini_faults import Fault
+from superexam_rq.sandbox.gemini import Fault
 from tests import pdfs
 from tests.stack import Stack, eventually
 
