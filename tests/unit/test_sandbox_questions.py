@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from superexam_rq.gemini import DEFAULT_RESPONSE_SCHEMA
 from superexam_rq.pdf import Document
 from superexam_rq.sandbox.gemini.faults import BLOCK_REASONS, FINISH_REASONS, KINDS, Fault
 from superexam_rq.sandbox.gemini.forms import DEFAULT_SCHEMA, fill
@@ -129,9 +130,10 @@ def test_the_same_pages_give_the_same_questions_in_every_process(pages: list[str
 
 
 def test_the_service_s_own_form(pages: list[str]) -> None:
-    """The default form holds page, quote, text, lettered choices, the right letters and an open mark."""
+    """Asked for, or by default: page, quote, text, lettered choices, the right letters and an open mark."""
     answer = fill(DEFAULT_SCHEMA, make_questions(pages))
-    jsonschema.validate(answer, DEFAULT_SCHEMA)
+    assert fill(DEFAULT_RESPONSE_SCHEMA, make_questions(pages)) == answer
+    jsonschema.validate(answer, DEFAULT_RESPONSE_SCHEMA)
     for item in answer["questions"]:
         letters = [choice["index"] for choice in item["choices"]]
         assert letters == list("ABCDE"[: len(letters)])
