@@ -125,10 +125,12 @@ def parse_answer(text: str, *, complete: bool = True) -> list[Any]:
 
 
 def _openings(text: str) -> list[int]:
-    """Return where JSON may begin: at the first brace or bracket of a Markdown fence, or of the whole text."""
+    """Return where JSON may begin: at the text's first brace or bracket, but after prose rather in a Markdown fence."""
+    whole = sorted(at for at in (text.find("{"), text.find("[")) if at >= 0)
     fence = text.find("```")
-    starts = [text.find(char, at) for at in ({fence, 0} if fence > 0 else {0}) for char in "{["]
-    return sorted({at for at in starts if at >= 0})
+    if fence < 0 or text.lstrip("\ufeff \t\r\n").startswith(("{", "[")):
+        return whole
+    return sorted(at for at in (text.find("{", fence), text.find("[", fence)) if at >= 0) + whole
 
 
 def _salvage(text: str, decoder: json.JSONDecoder) -> Iterator[Any]:
@@ -227,12 +229,13 @@ def _repair(item: Any, report: Report) -> Question:
     if not fold(text):
         raise _Unusable("empty")
     labels, texts = _choices(item.get("choices"))
+    different = len({fold(choice) for choice in texts} - {""})
+    if different < 2:
+        raise _Unusable("too_few_choices")
+    if different > len(LETTERS):
+        raise _Unusable("too_many_choices")
     right = _right_choices(item.get("correctAnswers"), labels, texts)
     kept = _distinct(texts, right)
-    if len(kept) < 2:
-        raise _Unusable("too_few_choices")
-    if len(kept) > len(LETTERS):
-        raise _Unusable("too_many_choices")
     if len(kept) < len(texts):
         report.noted["choices_removed"] += 1
     if len(text) > MAX_QUESTION_CHARS or any(len(texts[at]) > MAX_CHOICE_CHARS for at in kept):
@@ -402,9 +405,17 @@ def assemble(
 def _without_copies(questions: Iterable[Question]) -> list[Question]:
     first: dict[str, Question] = {}
     for question in questions:
-        own = {name: value for name, value in question.items() if name not in {"id", "sourcePages"}}
-        first.setdefault(fold(json.dumps(own, sort_keys=True, ensure_ascii=False)), question)
+        own = {name: _folded(value) for name, value in question.items() if name not in {"id", "sourcePages"}}
+        first.setdefault(json.dumps(own, sort_keys=True), question)
     return list(first.values())
+
+
+def _folded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _folded(below) for name, below in value.items()}
+    if isinstance(value, list):
+        return [_folded(below) for below in value]
+    return fold(value) if isinstance(value, str) else value
 
 
 def pick(questions: Sequence[Question], count: int | None, report: Report) -> list[Question]:
