@@ -1,0 +1,5 @@
+"""`python -m superexam_rq COMMAND`."""
+
+from superexam_rq.cli import main
+
+main(prog_name="superexam")

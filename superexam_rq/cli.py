@@ -1,0 +1,79 @@
+"""The commands of `python -m superexam_rq` (installed also as `superexam`).
+
+`api` and `worker` only prepare the environment and then become gunicorn and RQ's own worker.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from superexam_rq import __version__
+from superexam_rq.config import Settings
+from superexam_rq.errors import ConfigError
+
+GUNICORN_CONFIG = Path("deploy/gunicorn.conf.py")
+
+
+def _settings() -> Settings:
+    try:
+        return Settings.from_env(os.environ, Path(".env"))
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _exports(settings: Settings) -> dict[str, str]:
+    return {"RQ_KEY_PREFIX": settings.rq_key_prefix, "RQ_REDIS_URL": settings.redis_url}
+
+
+def _become(settings: Settings, *arguments: str) -> NoReturn:
+    sys.stdout.flush()
+    os.execve(sys.executable, [sys.executable, "-m", *arguments], os.environ | _exports(settings))
+
+
+@click.group()
+@click.version_option(__version__)
+def main() -> None:
+    """SuperExam's processing service: a PDF becomes exam questions in Firestore."""
+
+
+@main.command()
+def api() -> None:
+    """Start the HTTP API: gunicorn with deploy/gunicorn.conf.py."""
+    settings = _settings()
+    if not GUNICORN_CONFIG.is_file():
+        raise click.ClickException(f"{GUNICORN_CONFIG} is not here: run this from the project's root")
+    _become(settings, "gunicorn", "-c", str(GUNICORN_CONFIG), "wsgi:app")
+
+
+@main.command()
+def worker() -> None:
+    """Start one worker: RQ's own `rq worker` with what this service needs."""
+    settings = _settings()
+    options = ("-S", "json", "-w", "superexam_rq.worker.ExamWorker", "--with-scheduler", settings.queue_name)
+    _become(settings, "rq.cli", "worker", *options)
+
+
+@main.command()
+def env() -> None:
+    """Print exports for the stock tools: eval "$(python -m superexam_rq env)"."""
+    for name, value in _exports(_settings()).items():
+        click.echo(f"export {name}={shlex.quote(value)}")
+
+
+@main.command()
+@click.argument("pdf", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--once", is_flag=True, help="Leave when the exam is ready.")
+def demo(pdf: Path | None, once: bool) -> None:
+    """Show the whole path on this machine: PDF to exam, without cloud or keys."""
+    from superexam_rq.sandbox.demo import DemoError, run
+
+    try:
+        run(_settings(), pdf, once=once)
+    except DemoError as error:
+        raise click.ClickException(str(error)) from None

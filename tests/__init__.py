@@ -1,0 +1,1 @@
+"""The service's tests: unit (no sockets), integration (real processes), bench (figures)."""

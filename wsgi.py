@@ -1,0 +1,14 @@
+"""The door for gunicorn: `gunicorn -c deploy/gunicorn.conf.py wsgi:app`."""
+
+import os
+import sys
+from pathlib import Path
+
+from superexam_rq.app import create_app
+from superexam_rq.config import Settings
+from superexam_rq.errors import ConfigError
+
+try:
+    app = create_app(Settings.from_env(os.environ, Path(".env")))
+except ConfigError as error:
+    sys.exit(f"superexam: {error}")
