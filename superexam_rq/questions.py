@@ -206,6 +206,9 @@ def clean(
         try:
             question = _repair(item, report) if schema is None else _own(item, schema)
             question["sourcePages"] = source.locate(item, report.noted)
+            if isinstance(question.get("sourcePage"), int):
+                # A field of the caller's own: a page of the document says more than one of a batch.
+                question["sourcePage"] = question["sourcePages"][0]
             if schema is None and published.validate(question):
                 raise _Unusable("malformed")
         except _Unusable as reason:
@@ -300,7 +303,7 @@ def _right_choices(value: Any, labels: list[str], texts: list[str]) -> set[int]:
 
 def _split_letters(answer: str, texts: list[str]) -> list[Any]:
     """Return the letters of `A, C` or `a and c`; any other text as it is."""
-    parts = re.split(r"\s*(?:[,;/&]|\band\b)\s*", answer.strip())
+    parts = re.split(r" ?(?:[,;/&]|\band\b) ?", " ".join(answer.split()))
     if len(parts) > 1 and all(re.fullmatch(r"[A-Za-z]", part) for part in parts) and not _same(answer, texts):
         return list(parts)
     return [answer]

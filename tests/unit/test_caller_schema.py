@@ -164,6 +164,7 @@ LAUGHS = {f"d{at}": {"allOf": [{"$ref": f"#/$defs/d{at + 1}"}] * 10} for at in r
         ("[" * 100_000, "", "nested too deeply|longer"),
         ('{"minimum": NaN}', "", "NaN"),
         ("[]", "", "JSON object"),
+        ('{"title": "\\ud800"}', "", "no Unicode"),
         ("true", "", "JSON object"),
         (7, "", "JSON object"),
         ({}, "", "no properties"),

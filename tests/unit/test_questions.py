@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections import Counter
 from typing import Any
 
@@ -247,6 +248,21 @@ class TestRepair:
         """Control characters, lone surrogates and noncharacters are gone; line breaks stay."""
         (kept,), _ = cleaned(item(questionText="\x00What\x07 is\r\nit\ud800\ufffe?\x1b"))
         assert kept["questionText"] == "What is\nit?"
+
+    def test_a_looping_model_takes_no_time(self) -> None:
+        """Models are known to write white space up to their limit, anywhere."""
+        space = " \n" * 100_000
+        looped = item(
+            sourceQuote=f"The{space}cell",
+            questionText=f"What does the answer{space}do?",
+            choices=choices(*[f"{text}{space}A{space}and" for text in TEXTS], "x", "y"),
+            explanation=f"The answer{space}is",
+            correctAnswers=[f"A,{space}B"],
+        )
+        start = time.monotonic()
+        _, report = cleaned(looped, item(explanation=looped["explanation"]), item(correctAnswers=f"A{space}B"))
+        assert report.dropped == {"too_long": 1, "unknown_answer": 1}
+        assert time.monotonic() - start < 5
 
     def test_a_long_explanation_is_cut(self) -> None:
         """An explanation is no reason to lose a question."""
@@ -519,6 +535,15 @@ class TestCallersSchema:
         made, report = self.exam({"term": "ab"}, {"term": "abc", "level": "odd"}, {"term": "abc", "x": 1}, [], None)
         assert made == []
         assert report.dropped == {"schema": 5}
+
+    def test_the_services_fields_win(self) -> None:
+        """A caller's own `id` and `sourcePages` give way, and its own `sourcePage` becomes the document's page."""
+        names = {name: {"type": "integer"} for name in ("id", "sourcePages", "sourcePage")}
+        schema = CallerSchema.parse({"properties": names, "required": list(names)})
+        answer = [{"id": 7, "sourcePages": 1, "sourcePage": 2}]
+        kept = clean(answer, tuple(PAGES), PAGES.__getitem__, Report(), schema)
+        made = number(assemble(kept, max_questions=None, report=Report(), schema=schema), "t")
+        assert made == [{"id": "q00001-t", "sourcePages": [12], "sourcePage": 12}]
 
     def test_copies_are_dropped(self) -> None:
         """The same item from another page is no second question."""
