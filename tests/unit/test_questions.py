@@ -337,6 +337,8 @@ class TestDuplicates:
         ("one", "other"),
         [
             (question("What is 12 + 30?"), question("What is 12 + 31?")),
+            (question("What takes 2.5 hours to grow?"), question("What takes 5.2 hours to grow?")),
+            (question("The solver ode15i uses what method?"), question("The solver ode15s uses what method?")),
             (question("What is x + y in this case?"), question("What is x - y in this case?")),
             (question("Which of these cells has a nucleus?"), question("Which of these cells has no nucleus?")),
             (question("Which of these is true of mammals?"), question("Which of these isn't true of mammals?")),
