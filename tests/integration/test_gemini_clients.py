@@ -158,7 +158,7 @@ def _rows() -> dict[str, Row]:
         "402": Row(Fault.no_credit(**on), quota, 1, raises=quota),
         "403": Row(Fault.forbidden(**on), key, 1, raises=key),
         "404": Row(Fault.no_model(**on), errors.GeminiModelUnknown, 1, raises=errors.GeminiModelUnknown),
-        "429 per minute": Row(Fault.per_minute(37.1, **on), errors.RateLimited, 4, raises=errors.RateLimited),
+        "429 per minute": Row(Fault.per_minute(0.05, **on), errors.RateLimited, 4, raises=errors.RateLimited),
         "429 without a delay": Row(Fault.per_minute(None, **on), errors.RateLimited, 4, raises=errors.RateLimited),
         "429 per day": Row(Fault.per_day(**on), quota, 1, raises=quota),
         "429 limit 0": Row(Fault.limit_zero(**on), quota, 1, raises=quota),
