@@ -88,7 +88,7 @@ class Document:
         """Return a PDF of just these pages (1-based), unencrypted, in the order given.
 
         A page that is too damaged to be copied becomes a blank one, so that the others keep their places;
-        raises `PdfInvalid` if that is so for all of them.
+        raises `PdfInvalid` if that is so for all of them. The bytes differ each time: PDFium gives a file a random id.
         """
         with _PDFIUM:
             part = PdfDocument.new()

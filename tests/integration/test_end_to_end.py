@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from superexam_rq.sandbox.gemini_faults import Fault
+from superexam_rq.sandbox.gemini import Fault
 from tests import pdfs
-from tests.stack import Stack
+from tests.stack import Stack, eventually
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +74,16 @@ def test_a_second_run_leaves_only_its_own_questions(service: Stack, sample: byte
     assert service.fields("again")["questionCount"] == len(second) == job["question_count"]
 
 
-def test_a_passing_failure_is_retried(service: Stack, sample: bytes) -> None:
-    """What Gemini can't answer now is asked again by a later attempt, and the document is `processing` until then."""
-    service.gemini.script(Fault.overloaded(times=5))
-    service.add_document("patience", sample)
-    job = service.process("patience")
-    assert job["status"] == "completed"
+def test_a_passing_failure_is_retried(service: Stack) -> None:
+    """What Gemini can't answer in one run is asked again by the next, and the document is `processing` until then."""
+    service.gemini.script(Fault.overloaded(times=4))
+    service.add_document("patience", pdfs.prose(1, start=60))
+    job_id = service.submit("patience").json()["job_id"]
+    waiting = eventually(lambda: (job := service.job(job_id))["retry_at"] and job, "the retry to be scheduled")
+    assert re.fullmatch(r"Retrying in \d s \(attempt 2 of 4\)", waiting["current_step"])
+    assert service.fields("patience")["status"] == "processing"
+    job = service.wait_for_job(job_id)
+    assert (job["status"], job["attempt"]) == ("completed", 2)
     assert service.fields("patience")["status"] == "ready"
 
 
