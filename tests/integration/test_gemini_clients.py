@@ -20,8 +20,7 @@ from superexam_rq.config import Settings
 from superexam_rq.gemini import DEFAULT_RESPONSE_SCHEMA, GeminiClient, GeminiSlow, ModelRequest, Outcome
 from superexam_rq.generation import Ask, Cost, Generation, Source, generate
 from superexam_rq.questions import parse_answer
-from superexam_rq.sandbox.gemini import Fault, GeminiServer
-from superexam_rq.sandbox.gemini_faults import BLOCK_REASONS, FINISH_REASONS
+from superexam_rq.sandbox.gemini import BLOCK_REASONS, FINISH_REASONS, Fault, GeminiServer
 from superexam_rq.sandbox.processes import free_port
 from superexam_rq.throttle import Throttle
 from tests.clocks import HastyEvent
@@ -43,7 +42,7 @@ def server() -> Iterator[GeminiServer]:
 @pytest.fixture(autouse=True)
 def _clean(server: GeminiServer) -> None:
     server.clear_faults()
-    server.forget_calls()
+    server.clear_calls()
 
 
 @pytest.fixture(scope="module", params=["google-generativeai", "google-genai"])
