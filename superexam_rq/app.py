@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from flask import Flask
 from flask_cors import CORS
+from redis import Redis
 
-from superexam_rq import auth, bodies, openapi, queueing, views
+from superexam_rq import auth, openapi, queueing, views
 from superexam_rq.config import Settings
 from superexam_rq.events import Hub
 
 
-def create_app(settings: Settings, *, google_certs_url: str = auth.GOOGLE_CERTS_URL) -> Flask:
+def create_app(
+    settings: Settings,
+    *,
+    connect: Callable[..., Redis] = queueing.connect,
+    google_certs_url: str = auth.GOOGLE_CERTS_URL,
+) -> Flask:
     """Return the API for these settings; opens no connection yet. Its `extensions["hub"]` holds the event streams."""
     app = Flask("superexam_rq", static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = bodies.MAX_BODY_BYTES
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    queue = queueing.JobQueue(queueing.connect(settings), settings, time.time)
+    queue = queueing.JobQueue(connect(settings), settings, time.time)
     hub = app.extensions["hub"] = Hub(queue, settings)
     verify = auth.GoogleTokens(settings, google_certs_url) if settings.google_id_token_audience else None
     views.register_guard(app, auth.Guard(settings, verify), settings)
-    limiter = auth.create_limiter(app, settings)
+    limiter = auth.create_limiter(app, settings, connect)
     app.register_blueprint(views.create_blueprint(queue, hub, limiter, settings))
     app.register_blueprint(openapi.create_blueprint(settings))
     views.register_errors(app, limiter)

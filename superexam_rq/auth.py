@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from flask import Flask, g
 from flask_limiter import Limiter
 from limits.storage import RedisStorage
+from redis import Redis
 from redis.exceptions import RedisError
 from werkzeug.middleware.proxy_fix import ProxyFix
 
@@ -117,6 +118,8 @@ class Guard:
         why = "only callers on this machine are served"
         if _came_through_proxy(environ):
             why += ", and this request came through a proxy"
+        elif not _is_local_name(environ.get("HTTP_HOST", "")):
+            why += " under its address or as localhost"
         return f"No API_KEYS are set, so {why}: set API_KEYS, and send one as `Authorization: Bearer KEY`"
 
 
@@ -308,9 +311,9 @@ class FailOpenRedisStorage(RedisStorage):
             return 0
 
 
-def create_limiter(app: Flask, settings: Settings) -> Limiter:
+def create_limiter(app: Flask, settings: Settings, connect: Callable[..., Redis]) -> Limiter:
     """Return the rate limit of the caller that `g.caller` names; `limit` decorates what it applies to."""
-    client = queueing.connect(settings, connect_seconds=LIMIT_SECONDS, answer_seconds=LIMIT_SECONDS)
+    client = connect(settings, connect_seconds=LIMIT_SECONDS, answer_seconds=LIMIT_SECONDS)
     return Limiter(
         lambda: g.caller.name,
         app=app,

@@ -5,15 +5,14 @@ What the object may hold is for `schemas` to say.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import time
-from typing import Any
+from typing import IO, Any
 
 from flask import Request
 from marshmallow import ValidationError
-from werkzeug.exceptions import BadRequest, UnsupportedMediaType
+from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMediaType
 
 # A larger body is refused with 413 (contract §2).
 MAX_BODY_BYTES = 2**20
@@ -33,10 +32,7 @@ def json_object(request: Request) -> dict[str, Any]:
         raise UnsupportedMediaType("Send the body as application/json")
     if request.mimetype_params.get("charset", "utf-8").lower() not in {"utf-8", "utf8", "us-ascii"}:
         raise UnsupportedMediaType("Send the body as UTF-8")
-    try:
-        data = request.get_data(cache=False)
-    except OSError:
-        raise BadRequest("The body ended too early, or its chunks are malformed") from None
+    data = _read(request)
     try:
         # Some editors put a byte order mark before the text.
         text = data.decode("utf-8-sig")
@@ -48,18 +44,47 @@ def json_object(request: Request) -> dict[str, Any]:
     return body
 
 
-def drain(request: Request) -> None:
+def drain(stream: IO[bytes]) -> None:
     """Read on in a body that was refused, so that its sender comes to read the answer; bounded in bytes and time."""
-    stream = request.environ["wsgi.input"]
-    # The server's own stream ends with the request where the length is stated or the body is chunked.
-    left = min(request.content_length or MAX_DRAIN_BYTES, MAX_DRAIN_BYTES)
+    left = MAX_DRAIN_BYTES
     give_up = time.monotonic() + _DRAIN_SECONDS
-    with contextlib.suppress(OSError):
-        while left > 0 and time.monotonic() < give_up:
-            dropped = len(stream.read(min(_CHUNK_BYTES, left)))
-            if not dropped:
-                return
-            left -= dropped
+    while left > 0 and time.monotonic() < give_up:
+        # The stream ends with the request: gunicorn sees to that.
+        dropped = len(_part(stream, min(_CHUNK_BYTES, left)))
+        if not dropped:
+            return
+        left -= dropped
+
+
+def _read(request: Request) -> bytes:
+    """Return the body, of a stated length or in chunks; raises the HTTP errors 400 and 413."""
+    stream = request.environ["wsgi.input"]
+    length = request.content_length
+    if length is None and "wsgi.input_terminated" not in request.environ:
+        return b""
+    left = MAX_BODY_BYTES + 1 if length is None else length
+    if left > MAX_BODY_BYTES + 1:
+        raise RequestEntityTooLarge
+    parts = []
+    while left > 0:
+        part = _part(stream, min(_CHUNK_BYTES, left))
+        if not part:
+            break
+        parts.append(part)
+        left -= len(part)
+    data = b"".join(parts)
+    if len(data) > MAX_BODY_BYTES:
+        raise RequestEntityTooLarge
+    if length is not None and left:
+        raise BadRequest("The body is shorter than its Content-Length")
+    return data
+
+
+def _part(stream: IO[bytes], size: int) -> bytes:
+    try:
+        return stream.read(size)
+    except Exception:  # noqa: BLE001 (malformed chunks: each server has error classes of its own)
+        raise BadRequest("The body can't be read: it broke off, or its chunks are malformed") from None
 
 
 def _refuse(name: str) -> Any:

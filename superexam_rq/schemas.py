@@ -44,6 +44,11 @@ ERROR_CODES = {
 }
 
 
+def error_code(status: int) -> str:
+    """Return the code that an error of this HTTP status bears."""
+    return ERROR_CODES.get(status, "bad_request" if status < 500 else "internal_error")
+
+
 def check_id(value: str) -> None:
     """Refuse an id that Firestore would refuse, or that would reach another path."""
     if not value or "/" in value or _CONTROL.search(value) or _FORBIDDEN_ID.fullmatch(value):
@@ -255,6 +260,6 @@ class ServiceSchema(Schema):
 class ErrorSchema(Schema):
     """Describe the one shape of every error."""
 
-    error = fields.String(required=True, validate=validate.OneOf([*ERROR_CODES.values(), "error"]))
+    error = fields.String(required=True, validate=validate.OneOf([*ERROR_CODES.values()]))
     message = fields.String(required=True)
     details = fields.Dict(keys=fields.String(), values=fields.List(fields.String()), required=True)

@@ -18,7 +18,7 @@ from superexam_rq import __version__, auth, bodies, queueing
 from superexam_rq.config import Settings
 from superexam_rq.events import Hub, TooManyListeners, event_id, has_ended
 from superexam_rq.queueing import JobQueue, Outcome
-from superexam_rq.schemas import ERROR_CODES, JobListQuerySchema, JobSchema, SubmissionSchema
+from superexam_rq.schemas import JobListQuerySchema, JobSchema, SubmissionSchema, error_code
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ def register_errors(app: Flask, limiter: Limiter) -> None:
 
     @app.errorhandler(RequestEntityTooLarge)
     def too_large(_: RequestEntityTooLarge) -> ResponseReturnValue:
-        bodies.drain(request)
+        bodies.drain(request.environ["wsgi.input"])
         return error(413, f"The body is larger than {bodies.MAX_BODY_BYTES // 2**20} MiB")
 
     @app.errorhandler(RateLimitExceeded)
@@ -207,7 +207,7 @@ def register_errors(app: Flask, limiter: Limiter) -> None:
 
 def error(status: int, message: str, details: dict[str, Any] | None = None) -> Response:
     """Return an answer in the one shape of errors."""
-    answer = jsonify(error=ERROR_CODES.get(status, "error"), message=message, details=details or {})
+    answer = jsonify(error=error_code(status), message=message, details=details or {})
     answer.status_code = status
     if status == 503:
         answer.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
