@@ -9,6 +9,9 @@ from superexam_rq.config import Settings
 from superexam_rq.errors import ConfigError
 
 try:
-    app = create_app(Settings.from_env(os.environ, Path(".env")))
+    api = create_app(Settings.from_env(os.environ, Path(".env")))
 except ConfigError as error:
     sys.exit(f"superexam: {error}")
+
+# What gunicorn serves: the API, and beside it whatever else is mounted.
+app = api
