@@ -38,6 +38,13 @@ def _become(settings: Settings, *arguments: str) -> NoReturn:
     os.execve(sys.executable, [sys.executable, "-m", *arguments], os.environ | _exports(settings))
 
 
+def _become_gunicorn(door: str) -> NoReturn:
+    settings = _settings()
+    if not GUNICORN_CONFIG.is_file():
+        raise click.ClickException(f"{GUNICORN_CONFIG} is not here: run this from the project's root")
+    _become(settings, "gunicorn", "-c", str(GUNICORN_CONFIG), door)
+
+
 @click.group()
 @click.version_option(__version__)
 def main() -> None:
@@ -47,10 +54,13 @@ def main() -> None:
 @main.command()
 def api() -> None:
     """Start the HTTP API: gunicorn with deploy/gunicorn.conf.py."""
-    settings = _settings()
-    if not GUNICORN_CONFIG.is_file():
-        raise click.ClickException(f"{GUNICORN_CONFIG} is not here: run this from the project's root")
-    _become(settings, "gunicorn", "-c", str(GUNICORN_CONFIG), "wsgi:app")
+    _become_gunicorn("wsgi:app")
+
+
+@main.command()
+def dashboard() -> None:
+    """Start rq-dashboard alone, at / on PORT; the API serves it too, at /dashboard/."""
+    _become_gunicorn("wsgi:dashboard")
 
 
 @main.command()
