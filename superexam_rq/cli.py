@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
+import socket
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -65,8 +67,10 @@ def dashboard() -> None:
 def worker() -> None:
     """Start one worker: RQ's own `rq worker` with what this service needs."""
     settings = _settings()
-    options = ("-S", "json", "-w", "superexam_rq.worker.ExamWorker", "--with-scheduler", settings.queue_name)
-    _become(settings, "rq.cli", "worker", *options)
+    # The name tells an operator the machine, and a container's health check which registration is its own.
+    name = f"{socket.gethostname()}-{secrets.token_hex(4)}"
+    options = ("-S", "json", "-w", "superexam_rq.worker.ExamWorker", "--name", name, "--with-scheduler")
+    _become(settings, "rq.cli", "worker", *options, settings.queue_name)
 
 
 @main.command()
