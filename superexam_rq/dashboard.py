@@ -22,6 +22,7 @@ from flask import Flask, Response, abort, current_app, jsonify, request
 from flask.typing import ResponseReturnValue
 from markupsafe import escape
 from redis import Redis
+from redis.exceptions import RedisError
 from rq import Queue, Worker
 from rq.command import send_stop_job_command
 from rq.exceptions import DeserializationError, InvalidJobOperation, NoSuchJobError
@@ -71,8 +72,7 @@ def create_dashboard(settings: Settings) -> Flask:
     app.view_functions.update({f"{web.blueprint.name}.{name}": view for name, view in _views(connection).items()})
     app.add_url_rule("/health/live", LIVE, lambda: {"status": "alive"})
     app.register_error_handler(NoSuchJobError, _no_such_job)
-    for kind in queueing.REDIS_AWAY:
-        app.register_error_handler(kind, _redis_away)
+    app.register_error_handler(RedisError, _redis_away)
     proxies = settings.trusted_proxies
     if proxies:
         app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
