@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from superexam_rq.config import Settings
 from superexam_rq.errors import ConfigError
@@ -13,9 +14,12 @@ except ConfigError as error:
     sys.exit(f"superexam: {error}")
 
 bind = f"{_settings.host}:{_settings.port}"
-worker_class = "gthread"
+# gunicorn's gthread, with errors in the one shape.
+worker_class = "superexam_rq.server.ApiWorker"
 workers = 2
-threads = 16
+# An event stream blocks a thread, asleep. A process takes at most events.MAX_LISTENERS (100) of them, so that these
+# are left for requests. Threads are started when first needed.
+threads = 100 + 16
 # gunicorn 27 opens a control socket at one path for all instances; a second instance would unlink the first's.
 control_socket_disable = True
 # A worker that hangs is replaced after this many seconds; event streams live in threads and do not count.
@@ -23,3 +27,8 @@ timeout = 60
 graceful_timeout = 30
 keepalive = 65
 loglevel = _settings.log_level.lower()
+
+
+def post_worker_init(worker: Any) -> None:
+    """Tell the worker where its event streams are, since it ends them when it is told to stop."""
+    worker.hub = sys.modules["wsgi"].app.extensions["hub"]

@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from flask import Flask
+from flask_cors import CORS
+from redis import Redis
 
-from superexam_rq import queueing, views
+from superexam_rq import auth, openapi, queueing, views
 from superexam_rq.config import Settings
-
-# A larger body is refused with 413 (contract §2).
-MAX_BODY_BYTES = 2**20
+from superexam_rq.events import Hub
 
 
-def create_app(settings: Settings) -> Flask:
-    """Return the API for these settings; opens no connection yet."""
-    app = Flask("superexam_rq")
-    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+def create_app(
+    settings: Settings,
+    *,
+    connect: Callable[..., Redis] = queueing.connect,
+    google_certs_url: str = auth.GOOGLE_CERTS_URL,
+) -> Flask:
+    """Return the API for these settings; opens no connection yet. Its `extensions["hub"]` holds the event streams."""
+    app = Flask("superexam_rq", static_folder=None)
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    queue = queueing.JobQueue(queueing.connect(settings), settings, time.time)
-    app.register_blueprint(views.create_blueprint(queue, settings))
-    views.register_errors(app)
+    queue = queueing.JobQueue(connect(settings), settings, time.time)
+    hub = app.extensions["hub"] = Hub(queue, settings)
+    verify = auth.GoogleTokens(settings, google_certs_url) if settings.google_id_token_audience else None
+    views.register_guard(app, auth.Guard(settings, verify), settings)
+    limiter = auth.create_limiter(app, settings, connect)
+    app.register_blueprint(views.create_blueprint(queue, hub, limiter, settings))
+    app.register_blueprint(openapi.create_blueprint(settings))
+    views.register_errors(app, limiter)
+    if settings.cors_origins:
+        CORS(
+            app,
+            origins=list(settings.cors_origins),
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
+            expose_headers=["Location", "Retry-After"],
+            max_age=600,
+        )
+    app.wsgi_app = auth.behind_proxies(app.wsgi_app, settings)  # type: ignore[method-assign]
     return app

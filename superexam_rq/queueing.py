@@ -1,51 +1,127 @@
-"""The client side of RQ: connect, enqueue, look at a job. No Flask, no Firestore, no Gemini.
+"""The client side of RQ: connect, enqueue, look at jobs. No Flask, no Firestore, no Gemini.
 
 RQ's job hash is the truth about a job. What the service adds to it lies in the job's `meta` (one JSON blob that
 only the running horse writes, or the worker's parent once the horse is dead): document, attempt, progress, step,
-number of questions, error. `snapshot` turns both into the job object of the HTTP contract.
+number of questions, error; and in the hash's field `doc_id`, by which jobs are found. `snapshot` turns both into
+the job object of the HTTP contract. Cancelling and retrying is in `lifecycle`.
 """
 
 from __future__ import annotations
 
+import enum
+import hashlib
+import json
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from typing import Any
 
 import rq.defaults
 from redis import Redis
-from redis.backoff import ExponentialBackoff
+from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
-from redis.exceptions import WatchError
 from redis.retry import Retry as RedisRetry
-from rq import Queue, Worker
-from rq.exceptions import NoSuchJobError
+from rq import Queue
 from rq.job import Job, JobStatus, Retry
 from rq.registry import ScheduledJobRegistry
 from rq.serializers import JSONSerializer
-from rq.utils import as_text
+from rq.utils import as_text, utcparse
+from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
 from superexam_rq.config import Settings
 from superexam_rq.errors import ConfigError
-from superexam_rq.lifecycle import DOCUMENT_KEY_TTL, LIVE, ExamJob, document_key, is_live, retry_step
+from superexam_rq.lifecycle import DOCUMENT_KEY_TTL, LIVE, ExamJob, document_key, retry_step
 
 # What RQ imports by name to run a job; the horse resolves it, so that the API never imports the pipeline.
 PROCESS = "superexam_rq.jobs.process"
+
+# Together with the rate limit's own trip (auth) a caller is answered within 2 s, also where Redis hangs.
+CONNECT_SECONDS = 0.5
+ANSWER_SECONDS = 1.0
 
 STATUS_NAMES: Mapping[JobStatus, str] = {
     JobStatus.CREATED: "pending",
     JobStatus.QUEUED: "pending",
     JobStatus.DEFERRED: "pending",
     JobStatus.SCHEDULED: "pending",
+    JobStatus.RATE_LIMITED: "pending",
+    JobStatus.READY_TO_ENQUEUE: "pending",
     JobStatus.STARTED: "processing",
     JobStatus.FINISHED: "completed",
     JobStatus.FAILED: "failed",
     JobStatus.STOPPED: "cancelled",
     JobStatus.CANCELED: "cancelled",
 }
+
+# Errors by which Redis says that it can't serve now, and what an operator makes of it.
+_REFUSALS = {
+    "LOADING": "Redis is loading its data",
+    "BUSY": "Redis is busy with a script",
+    "READONLY": "Redis is a read-only replica: REDIS_URL must name the primary",
+    "MASTERDOWN": "Redis has lost its primary",
+    "CLUSTERDOWN": "Redis Cluster is down",
+    "NOREPLICAS": "Redis lacks replicas to write to",
+    "MISCONF": "Redis can't save to disk and refuses writes",
+    "OOM": "Redis is out of memory",
+    "NOAUTH": "Redis wants a password: set it in REDIS_URL or REDIS_PASSWORD",
+    "WRONGPASS": "Redis refuses the password of REDIS_URL or REDIS_PASSWORD",
+    "NOPERM": "Redis lets this user not do that: see the ACL in deploy",
+    "DENIED": "Redis is in protected mode",
+}
+
+# Decide and write in one trip. KEYS: the document's key, the idempotency key (or the document's again: unused).
+# ARGV: prefix of job keys, live statuses, seconds and digest for the idempotency key (digest empty: unused), the new
+# job's id, then the commands that RQ recorded for it, each behind the number of its words.
+_SUBMIT = """
+local jobs, live, ttl, digest, id = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+if digest ~= '' then
+    local known = redis.call('HMGET', KEYS[2], 'body', 'outcome', 'job_id')
+    if known[1] then
+        if known[1] ~= digest then return {'reused', ''} end
+        return {known[2], known[3]}
+    end
+end
+local outcome = 'created'
+local holder = redis.call('GET', KEYS[1])
+if holder then
+    local status = redis.call('HGET', jobs .. holder, 'status')
+    if status and string.find(live, ' ' .. status .. ' ', 1, true) then outcome, id = 'exists', holder end
+end
+if outcome == 'created' then
+    local at = 6
+    while at <= #ARGV do
+        local words = tonumber(ARGV[at])
+        redis.call(unpack(ARGV, at + 1, at + words))
+        at = at + words + 1
+    end
+end
+if digest ~= '' then
+    redis.call('HSET', KEYS[2], 'body', digest, 'outcome', outcome, 'job_id', id)
+    redis.call('EXPIRE', KEYS[2], ttl)
+end
+return {outcome, id}
+"""
+
+# Count and page in one trip, newest first; forget jobs whose hash has expired. KEYS: the index. ARGV: prefix of job
+# keys, the statuses wanted, the document wanted (each empty: any), offset, limit.
+_LIST = """
+local jobs, statuses, document, first, limit = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+local total, page = 0, {}
+for _, id in ipairs(redis.call('ZREVRANGE', KEYS[1], 0, -1)) do
+    local job = redis.call('HMGET', jobs .. id, 'status', 'doc_id')
+    if not job[1] then
+        redis.call('ZREM', KEYS[1], id)
+    elseif (statuses == '' or string.find(statuses, ' ' .. job[1] .. ' ', 1, true))
+        and (document == '' or document == job[2]) then
+        total = total + 1
+        if total > first and total <= first + limit then page[#page + 1] = id end
+    end
+end
+return {total, page}
+"""
 
 
 def check_key_prefix(settings: Settings) -> None:
@@ -57,19 +133,34 @@ def check_key_prefix(settings: Settings) -> None:
         )
 
 
-def connect(settings: Settings) -> Redis:
+def connect(
+    settings: Settings, *, connect_seconds: float = CONNECT_SECONDS, answer_seconds: float = ANSWER_SECONDS
+) -> Redis:
     """Return a client for short commands: it gives up within 2 s, so that a caller can be told (contract §2).
 
-    One retry only, and only where nothing was sent: a repeated EXEC could push a job twice.
+    Nothing is sent twice: the caller decides whether to try again.
     """
     check_key_prefix(settings)
     return Redis.from_url(
         settings.redis_url,
-        socket_connect_timeout=0.8,
-        socket_timeout=1.5,
-        retry=RedisRetry(ExponentialBackoff(cap=0.05, base=0.01), 0),
+        socket_connect_timeout=connect_seconds,
+        socket_timeout=answer_seconds,
+        retry=RedisRetry(NoBackoff(), 0),
         health_check_interval=0,
+        max_connections=512,
     )
+
+
+def away(error: RedisError) -> str | None:
+    """Return in one line, fit for anyone, why Redis can't serve now; None if the error is a defect of ours."""
+    code = getattr(error, "status_code", None) or str(error).partition(" ")[0]
+    if code in _REFUSALS:
+        return _REFUSALS[code]
+    if isinstance(error, RedisTimeoutError):
+        return "Redis does not answer"
+    if isinstance(error, RedisConnectionError):
+        return "Redis can't be reached"
+    return _REFUSALS["NOPERM"] if "ACL failure in script" in str(error) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +210,22 @@ class Health:
     workers: int
 
 
+class Outcome(enum.Enum):
+    """Say what came of a submission."""
+
+    CREATED = "created"
+    EXISTS = "exists"
+    KEY_REUSED = "reused"
+
+
+@dataclass(frozen=True)
+class Submission:
+    """Say what came of a submission, and which job stands for it (none if the key was used for another body)."""
+
+    outcome: Outcome
+    job_id: str
+
+
 def retry_intervals(settings: Settings) -> list[int]:
     """Return one interval in seconds for each retry: the last is repeated, the rest unused.
 
@@ -138,31 +245,37 @@ class JobQueue:
         self.clock = clock
         self.queue = Queue(settings.queue_name, connection=connection, job_class=ExamJob, serializer=JSONSerializer)
         self.scheduled = ScheduledJobRegistry(queue=self.queue)
+        self._submit = connection.register_script(_SUBMIT)
+        self._list = connection.register_script(_LIST)
 
-    def enqueue(self, request: JobRequest, *, at_front: bool = False) -> tuple[str, bool]:
-        """Queue a job for a document and return its id and True, or the id of the one that lives and False.
+    def enqueue(
+        self, request: JobRequest, *, at_front: bool = False, caller: str = "", idempotency_key: str = ""
+    ) -> Submission:
+        """Queue a job for a document, or find the one that lives; with a known key, tell the first answer again.
 
-        Atomic: the document's key and the job are written in one transaction, which fails if another submission
-        for the document came between.
+        One trip, and atomic: RQ's own commands for the job are recorded, and a script runs them only where no
+        other job of the document lives. Keys are kept apart by `caller`, and live as long as an ended job.
         """
-        key = document_key(self.settings, request.doc_id)
-        while True:
-            with self.connection.pipeline() as pipe:
-                try:
-                    pipe.watch(key)
-                    holder = pipe.get(key)
-                    if holder is not None and self._is_live(as_text(holder)):
-                        return as_text(holder), False
-                    pipe.multi()
-                    job = self._create(request)
-                    pipe.set(key, job.id, ex=DOCUMENT_KEY_TTL)
-                    pipe.zadd(self.settings.key("jobs"), {job.id: job.created_at.timestamp()})
-                    pipe.expire(self.settings.key("jobs"), DOCUMENT_KEY_TTL)
-                    self.queue.enqueue_job(job, pipeline=pipe, at_front=at_front)
-                    pipe.execute()
-                except WatchError:
-                    continue
-                return job.id, True
+        settings = self.settings
+        job = self._create(request)
+        holder = document_key(settings, request.doc_id)
+        with self.connection.pipeline() as record:
+            self.queue.enqueue_job(job, pipeline=record, at_front=at_front)
+            record.hset(job.key, "doc_id", request.doc_id)
+            record.set(holder, job.id, ex=DOCUMENT_KEY_TTL)
+            record.zadd(settings.key("jobs"), {job.id: job.created_at.timestamp()})
+            record.expire(settings.key("jobs"), DOCUMENT_KEY_TTL)
+            commands = [words for words, _ in record.command_stack]
+        digest, key = "", holder
+        if idempotency_key:
+            body = json.dumps([asdict(request), at_front], sort_keys=True)
+            digest = hashlib.sha256(body.encode()).hexdigest()
+            name = json.dumps([caller, idempotency_key])
+            key = settings.key("idempotency", hashlib.sha256(name.encode()).hexdigest())
+        header = (Job.key_for(""), _words(LIVE), settings.job_ttl, digest, job.id)
+        flat = [word for words in commands for word in (len(words), *words)]
+        outcome, job_id = self._submit(keys=[holder, key], args=[*header, *flat])
+        return Submission(Outcome(as_text(outcome)), as_text(job_id))
 
     def _create(self, request: JobRequest) -> Job:
         settings = self.settings
@@ -179,37 +292,62 @@ class JobQueue:
             meta={"doc_id": request.doc_id, "max_attempts": 1 + retries},
         )
 
-    def _is_live(self, job_id: str) -> bool:
-        return is_live(self.connection.hget(Job.key_for(job_id), "status"))
-
     def snapshot(self, job_id: str) -> JobObject | None:
-        """Return the job object, or None for an unknown job; one round trip."""
+        """Return the job object, or None for an unknown job; one trip."""
         with self.connection.pipeline(transaction=False) as pipe:
-            pipe.hgetall(Job.key_for(job_id))
+            self._ask(pipe, job_id)
             pipe.lpos(self.queue.key, job_id)
-            pipe.zscore(self.scheduled.key, job_id)
-            raw, position, due = pipe.execute()
-        return self._job_object(job_id, raw, position, due)
+            found, due, position = pipe.execute()
+        return self._job_object(job_id, found, due, position)
+
+    def snapshots(self, job_ids: Iterable[str]) -> dict[str, JobObject]:
+        """Return the job objects of those that exist, in the order given; one trip."""
+        wanted = list(job_ids)
+        with self.connection.pipeline(transaction=False) as pipe:
+            for job_id in wanted:
+                self._ask(pipe, job_id)
+            # The whole list, instead of one search through it for each job.
+            pipe.lrange(self.queue.key, 0, -1)
+            *answers, waiting = pipe.execute()
+        positions = {as_text(job_id): position for position, job_id in enumerate(waiting)}
+        objects = {}
+        for job_id, found, due in zip(wanted, answers[::2], answers[1::2], strict=True):
+            job = self._job_object(job_id, found, due, positions.get(job_id))
+            if job is not None:
+                objects[job_id] = job
+        return objects
+
+    def list_jobs(
+        self, *, status: str | None = None, doc_id: str | None = None, limit: int = 50, offset: int = 0
+    ) -> tuple[list[JobObject], int]:
+        """Return one page of jobs, newest first, and how many there are in all; `status` is one of the contract's."""
+        statuses = _words(known for known, name in STATUS_NAMES.items() if name == status) if status else ""
+        total, page = self._list(
+            keys=[self.settings.key("jobs")], args=[Job.key_for(""), statuses, doc_id or "", offset, limit]
+        )
+        jobs = self.snapshots(as_text(job_id) for job_id in page) if page else {}
+        return list(jobs.values()), int(total)
+
+    def _ask(self, pipe: Any, job_id: str) -> None:
+        pipe.hmget(Job.key_for(job_id), "status", "meta", "created_at", "started_at", "ended_at", "ended")
+        pipe.zscore(self.scheduled.key, job_id)
 
     def _job_object(
-        self, job_id: str, raw: Mapping[bytes, bytes], position: int | None, due: float | None
+        self, job_id: str, found: Sequence[bytes | None], due: float | None, position: int | None
     ) -> JobObject | None:
-        job = Job(job_id, connection=self.connection, serializer=JSONSerializer)
-        try:
-            job.restore(raw)
-        except NoSuchJobError:
+        raw_status, raw_meta, created, started, ended, failed = found
+        if raw_status is None:
             return None
-        meta = job.meta
-        status = job.get_status(refresh=False)
-        if status is JobStatus.QUEUED and b"ended" in raw:  # put back by RQ's own tools: a new beginning
-            meta = {name: meta.get(name) for name in ("doc_id", "max_attempts")}
+        meta = JSONSerializer.loads(raw_meta) if raw_meta else {}
+        status = JobStatus(as_text(raw_status))
+        if status is JobStatus.QUEUED and failed:  # put back by RQ's own tools: a new beginning
+            meta = {"doc_id": meta.get("doc_id", ""), "max_attempts": meta.get("max_attempts", 1)}
         max_attempts = int(meta.get("max_attempts", 1))
         attempt = int(meta.get("attempt", 0))
         step = str(meta.get("step", "")) or "Waiting in the queue"
         retry_at = due if status is JobStatus.SCHEDULED else None
         if retry_at is not None:
             step = retry_step(retry_at - self.clock(), attempt + 1, max_attempts)
-        ended = status not in LIVE
         return JobObject(
             job_id=job_id,
             doc_id=str(meta.get("doc_id", "")),
@@ -221,22 +359,27 @@ class JobQueue:
             question_count=int(meta.get("question_count", 0)),
             error=meta.get("error"),
             error_code=meta.get("error_code"),
-            created_at=_timestamp(job.created_at),
-            started_at=_timestamp(job.started_at),
-            completed_at=_timestamp(job.ended_at) if ended else None,
+            created_at=_timestamp(created),
+            started_at=_timestamp(started),
+            completed_at=_timestamp(ended) if status not in LIVE else None,
             retry_at=retry_at,
             queue_position=position + 1 if status is JobStatus.QUEUED and position is not None else None,
             usage=meta.get("usage", {}),
         )
 
     def health(self) -> Health:
-        """Count waiting jobs and live workers; raises redis' errors where Redis is away."""
-        queued = int(self.connection.llen(self.queue.key))
-        return Health(queued, Worker.count(queue=self.queue))
+        """Count waiting jobs and live workers (a killed one until its key expires); raises redis' errors."""
+        with self.connection.pipeline(transaction=False) as pipe:
+            pipe.llen(self.queue.key)
+            pipe.smembers(WORKERS_BY_QUEUE_KEY % self.queue.name)
+            queued, workers = pipe.execute()
+        return Health(int(queued), int(self.connection.exists(*workers)) if workers else 0)
 
 
-def _timestamp(value: datetime | None) -> float | None:
-    return value.timestamp() if value is not None else None
+def _words(statuses: Iterable[JobStatus]) -> str:
+    """Return statuses as a text in which a script finds one between two spaces."""
+    return f" {' '.join(status.value for status in statuses)} "
 
 
-REDIS_AWAY = (RedisConnectionError, RedisTimeoutError)
+def _timestamp(raw: bytes | None) -> float | None:
+    return utcparse(as_text(raw)).timestamp() if raw else None

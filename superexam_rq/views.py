@@ -1,68 +1,105 @@
-"""The HTTP routes, each a few lines: check, call `queueing`, dump. Errors have one shape (contract §2)."""
+"""The HTTP routes, each a few lines: check, call `queueing` or `lifecycle`, dump. Errors have one shape."""
 
 from __future__ import annotations
 
-import json
 import logging
+import re
+import time
 from typing import Any
 
-from flask import Blueprint, Flask, Response, jsonify, request, url_for
+from flask import Blueprint, Flask, Response, g, jsonify, request, url_for
 from flask.typing import ResponseReturnValue
+from flask_limiter import Limiter, RateLimitExceeded
 from marshmallow import ValidationError
-from werkzeug.exceptions import HTTPException
+from redis.exceptions import RedisError
+from werkzeug.exceptions import HTTPException, NotFound, RequestEntityTooLarge
 
-from superexam_rq import __version__
+from superexam_rq import __version__, auth, bodies, metrics, queueing
 from superexam_rq.config import Settings
-from superexam_rq.queueing import REDIS_AWAY, JobQueue
-from superexam_rq.schemas import JobSchema, SubmissionSchema
+from superexam_rq.events import Hub, TooManyListeners, event_id, has_ended
+from superexam_rq.queueing import JobQueue, Outcome
+from superexam_rq.schemas import JobListQuerySchema, JobSchema, SubmissionSchema, error_code
 
 log = logging.getLogger(__name__)
 
 RETRY_AFTER_SECONDS = 5
 
-ERROR_CODES = {
-    400: "bad_request",
-    401: "unauthorized",
-    404: "not_found",
-    405: "method_not_allowed",
-    409: "conflict",
-    413: "payload_too_large",
-    415: "unsupported_media_type",
-    422: "validation_error",
-    429: "too_many_requests",
-    500: "internal_error",
-    503: "service_unavailable",
+_JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")
+# Of what a caller sent, an answer repeats no more than this: field names, each cut.
+_MAX_NAMED_FIELDS = 20
+_MAX_NAME_CHARS = 100
+
+# Endpoints that anyone may call (contract §2).
+PUBLIC = frozenset(
+    {"api.index", "api.health", "api.live", "openapi.openapi", "openapi.docs", "openapi.start", "openapi.asset"}
+)
+
+_SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-store",
 }
 
 
-def create_blueprint(queue: JobQueue, settings: Settings) -> Blueprint:
-    """Return the routes of the API, working on `queue`."""
+def create_blueprint(queue: JobQueue, hub: Hub, limiter: Limiter, settings: Settings) -> Blueprint:
+    """Return the routes of the API, working on `queue` and `hub`."""
     routes = Blueprint("api", __name__)
-    submission, job_schema = SubmissionSchema(), JobSchema()
+    submission, job_schema, list_query = SubmissionSchema(), JobSchema(), JobListQuerySchema()
 
-    @routes.post("/jobs/process")
     def process() -> ResponseReturnValue:
-        job_request, at_front = submission.load(_json_object())
-        job_id, created = queue.enqueue(job_request, at_front=at_front)
-        log.info("job %s: %s for document %s", job_id, "queued" if created else "already queued", job_request.doc_id)
-        if not created:
-            return jsonify(job_id=job_id, message="Job already queued"), 200
-        location = url_for("api.show", job_id=job_id, _external=False)
-        return jsonify(job_id=job_id, message="Job queued successfully"), 202, {"Location": location}
+        key = _idempotency_key()
+        job_request, at_front = submission.load(bodies.json_object(request))
+        answer = queue.enqueue(job_request, at_front=at_front, caller=g.caller.name, idempotency_key=key)
+        if answer.outcome is Outcome.KEY_REUSED:
+            raise ValidationError({"Idempotency-Key": ["Was used for another body."]})
+        log.info("job %s: %s for document %s", answer.job_id, answer.outcome.value, job_request.doc_id)
+        if answer.outcome is Outcome.EXISTS:
+            return jsonify(job_id=answer.job_id, message="Job already queued"), 200
+        return _queued(answer.job_id)
+
+    limited = limiter.limit(settings.rate_limit)(process) if settings.rate_limit else process
+    routes.add_url_rule("/jobs/process", "process", limited, methods=["POST"])
+
+    @routes.get("/jobs")
+    def index_jobs() -> ResponseReturnValue:
+        wanted = list_query.load(_query())
+        jobs, total = queue.list_jobs(**wanted)
+        return jsonify(jobs=job_schema.dump(jobs, many=True), total=total)
 
     @routes.get("/jobs/<job_id>")
     def show(job_id: str) -> ResponseReturnValue:
-        job = queue.snapshot(job_id)
-        if job is None:
-            return error(404, "There is no such job; it may have ended long ago")
-        return jsonify(job_schema.dump(job))
+        return jsonify(job_schema.dump(_job(job_id)))
+
+    @routes.get("/jobs/<job_id>/events")
+    def follow(job_id: str) -> ResponseReturnValue:
+        listener = hub.listen(_checked(job_id))
+        try:
+            job = _job(job_id)
+        except BaseException:
+            listener.close()
+            raise
+        seen = request.headers.get("Last-Event-ID")
+        if has_ended(job) and seen == event_id(job):
+            listener.close()
+            return "", 204
+        answer = Response(hub.stream(listener, job, seen), mimetype="text/event-stream")
+        answer.call_on_close(listener.close)
+        # nginx would hold events back.
+        answer.headers["X-Accel-Buffering"] = "no"
+        return answer
 
     @routes.get("/health")
     def health() -> ResponseReturnValue:
         try:
             found = queue.health()
-        except REDIS_AWAY as reason:
-            body = {"status": "unhealthy", "redis": "disconnected", "error": _redis_error(reason)}
+        except RedisError as reason:
+            text = queueing.away(reason)
+            if text is None:
+                raise
+            log.warning("unhealthy: %s", text)
+            body = {"status": "unhealthy", "redis": "disconnected", "error": text}
             return jsonify(body), 503, {"Retry-After": str(RETRY_AFTER_SECONDS)}
         return jsonify(
             status="healthy",
@@ -77,6 +114,11 @@ def create_blueprint(queue: JobQueue, settings: Settings) -> Blueprint:
     def live() -> ResponseReturnValue:
         return jsonify(status="alive")
 
+    @routes.get("/metrics")
+    def show_metrics() -> ResponseReturnValue:
+        body, content_type = metrics.exposition(queue.queue, settings, request.headers.get("Accept", ""))
+        return Response(body, content_type=content_type)
+
     @routes.get("/")
     def index() -> ResponseReturnValue:
         return jsonify(
@@ -86,16 +128,78 @@ def create_blueprint(queue: JobQueue, settings: Settings) -> Blueprint:
             redis_prefix=settings.redis_key_prefix,
         )
 
+    def _job(job_id: str) -> queueing.JobObject:
+        job = queue.snapshot(_checked(job_id))
+        if job is None:
+            raise _no_such_job()
+        return job
+
     return routes
 
 
-def register_errors(app: Flask) -> None:
+def register_guard(app: Flask, guard: auth.Guard, settings: Settings) -> None:
+    """Let nobody past who is not known, and put the security headers on every answer."""
+
+    @app.before_request
+    def identify() -> None:
+        if request.endpoint in PUBLIC or _is_preflight(settings):
+            return
+        g.caller = guard.identify(request.environ)
+
+    @app.after_request
+    def secure(answer: Response) -> Response:
+        for name, value in _SECURITY_HEADERS.items():
+            answer.headers.setdefault(name, value)
+        return answer
+
+
+def _is_preflight(settings: Settings) -> bool:
+    # A browser asks without credentials whether a page of another origin may send them.
+    return request.method == "OPTIONS" and bool(settings.cors_origins) and "Origin" in request.headers
+
+
+def register_errors(app: Flask, limiter: Limiter) -> None:
     """Give every error the one shape."""
 
     @app.errorhandler(ValidationError)
     def invalid(reason: ValidationError) -> ResponseReturnValue:
-        details = reason.normalized_messages()
-        return error(422, f"Invalid: {', '.join(str(name) for name in details)}", details)
+        found = list(reason.normalized_messages().items())[:_MAX_NAMED_FIELDS]
+        details = {str(name)[:_MAX_NAME_CHARS]: texts for name, texts in found}
+        return error(422, f"Invalid: {', '.join(details)}", details)
+
+    @app.errorhandler(auth.Refused)
+    def refused(reason: auth.Refused) -> ResponseReturnValue:
+        answer = error(401, str(reason))
+        why = ', error="invalid_token"' if reason.token_given else ""
+        answer.headers["WWW-Authenticate"] = f'Bearer realm="superexam"{why}'
+        return answer
+
+    @app.errorhandler(auth.CertificatesAway)
+    def unchecked(reason: auth.CertificatesAway) -> ResponseReturnValue:
+        return error(503, str(reason))
+
+    @app.errorhandler(TooManyListeners)
+    def crowded(_: TooManyListeners) -> ResponseReturnValue:
+        return error(503, "Too many event streams are open: try again soon, or poll the job instead")
+
+    @app.errorhandler(RequestEntityTooLarge)
+    def too_large(_: RequestEntityTooLarge) -> ResponseReturnValue:
+        bodies.drain(request.environ["wsgi.input"])
+        return error(413, f"The body is larger than {bodies.MAX_BODY_BYTES // 2**20} MiB")
+
+    @app.errorhandler(RateLimitExceeded)
+    def too_often(reason: RateLimitExceeded) -> ResponseReturnValue:
+        answer = error(429, f"More than {reason.limit.limit.amount if reason.limit else 'the allowed'} submissions")
+        answer.headers["Retry-After"] = str(_seconds_to_wait(limiter))
+        return answer
+
+    @app.errorhandler(RedisError)
+    def redis(reason: RedisError) -> ResponseReturnValue:
+        text = queueing.away(reason)
+        if text is None:
+            raise reason
+        log.warning("answered 503: %s", text)
+        return error(503, f"{text}; nothing was changed, try again soon")
 
     @app.errorhandler(HTTPException)
     def http(reason: HTTPException) -> ResponseReturnValue:
@@ -105,46 +209,49 @@ def register_errors(app: Flask) -> None:
                 answer.headers[name] = value
         return answer
 
-    def away(reason: Exception) -> ResponseReturnValue:
-        log.warning("Redis is away: %s", _redis_error(reason))
-        return error(503, "Redis is away; nothing was queued, try again soon")
-
-    for kind in REDIS_AWAY:
-        app.register_error_handler(kind, away)
-
 
 def error(status: int, message: str, details: dict[str, Any] | None = None) -> Response:
     """Return an answer in the one shape of errors."""
-    answer = jsonify(error=ERROR_CODES.get(status, "error"), message=message, details=details or {})
+    answer = jsonify(error=error_code(status), message=message, details=details or {})
     answer.status_code = status
     if status == 503:
         answer.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return answer
 
 
-def _json_object() -> dict[str, Any]:
-    """Return the body's JSON object: 415, 400 or 422 where it is none."""
-    if request.mimetype != "application/json":
-        raise _problem(415, "Send the body as application/json")
+def _queued(job_id: str) -> ResponseReturnValue:
+    location = url_for("api.show", job_id=job_id)
+    return jsonify(job_id=job_id, message="Job queued successfully"), 202, {"Location": location}
+
+
+def _checked(job_id: str) -> str:
+    if not _JOB_ID.fullmatch(job_id):
+        raise _no_such_job()
+    return job_id
+
+
+def _no_such_job() -> NotFound:
+    return NotFound("There is no such job; it may have ended long ago")
+
+
+def _idempotency_key() -> str:
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
+        raise ValidationError({"Idempotency-Key": ["Must be 1 to 255 visible ASCII characters."]})
+    return key or ""
+
+
+def _query() -> dict[str, str]:
+    query = request.args.to_dict(flat=False)
+    twice = {name: ["Is given twice."] for name, values in query.items() if len(values) > 1}
+    if twice:
+        raise ValidationError(twice)
+    return {name: values[0] for name, values in query.items()}
+
+
+def _seconds_to_wait(limiter: Limiter) -> int:
+    limit = limiter.current_limit
     try:
-        body = json.loads(request.get_data(), parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        raise _problem(400, "The body is not JSON") from None
-    if not isinstance(body, dict):
-        raise ValidationError({"body": ["Must be a JSON object."]})
-    return body
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(name)
-
-
-def _problem(status: int, message: str) -> HTTPException:
-    problem = HTTPException(message)
-    problem.code = status
-    return problem
-
-
-def _redis_error(reason: Exception) -> str:
-    # The client's own text names host and port, which an anonymous caller of /health need not know.
-    return f"Redis can't be reached ({type(reason).__name__})"
+        return max(1, round(limit.reset_at - time.time())) if limit else RETRY_AFTER_SECONDS
+    except RedisError:
+        return RETRY_AFTER_SECONDS

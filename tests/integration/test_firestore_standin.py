@@ -842,6 +842,24 @@ class TestListen:
         assert [answer.document_delete.document[-1] for answer in second if answer.document_delete] == ["a"]
         assert [answer.document_change.document.name[-1] for answer in second if answer.document_change] == ["c"]
 
+    def test_server_restarts(self, tmp_path: Path, client_at: Callable[[str], Client]) -> None:
+        """A watch outlives the server: it starts over from what the next one holds."""
+        server = FirestoreServer(state=tmp_path / "state").start()
+        try:
+            exams = client_at(server.address).collection("exams")
+            exams.document("a").set({})
+            exams.document("b").set({})
+            with watching(exams) as snapshot:
+                assert snapshot()[0] == ["a", "b"]
+                server.stop()
+                port = int(server.address.rpartition(":")[2])
+                server = FirestoreServer(state=tmp_path / "state", port=port).start()
+                exams.document("a").delete()
+                while snapshot()[0] != ["b"]:
+                    pass
+        finally:
+            server.stop()
+
     def test_bad_query(self, db: Client, raw: FirestoreClient) -> None:
         """A target that can't be listened to is removed with its error; the stream lives on."""
         query = {"from_": [{"collection_id": "__bad__"}]}

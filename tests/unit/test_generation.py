@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -468,7 +469,8 @@ class TestFailure:
             bench.run(*((page,) for page in range(1, 51)))
         assert len(bench.model.calls) == 1
 
-    def test_an_exception_in_the_caller_s_thread_ends_the_run(self) -> None:
+    @pytest.mark.parametrize("by_signal", [True, False], ids=["a signal", "the progress"])
+    def test_an_exception_in_the_caller_s_thread_ends_the_run(self, by_signal: bool) -> None:
         """A time-out or a cancellation, which the queue raises by a signal, leaves nothing behind that calls."""
         going, seen = threading.Event(), threading.Event()
 
@@ -477,13 +479,23 @@ class TestFailure:
             assert seen.wait(10)
             return answer(pages)
 
-        def watch(done: int, total: int) -> None:
-            if going.is_set():
-                raise errors.JobTimeout("too long")
+        def raise_timeout(*args: object) -> None:
+            raise errors.JobTimeout("too long")
 
+        def watch(done: int, total: int) -> None:
+            if going.is_set() and by_signal:
+                signal.setitimer(signal.ITIMER_REAL, 0.01)
+            elif going.is_set():
+                raise_timeout()
+
+        before = signal.signal(signal.SIGALRM, raise_timeout)
         bench = Bench(script, concurrency=1)
-        with pytest.raises(errors.JobTimeout):
-            bench.run(*((page,) for page in range(1, 51)), watch=watch)
+        try:
+            with pytest.raises(errors.JobTimeout):
+                bench.run(*((page,) for page in range(1, 51)), watch=watch)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
         assert bench.stop.is_set()
         seen.set()
         for thread in threading.enumerate():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import re
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pypdfium2
 import pytest
@@ -118,6 +120,46 @@ def test_a_part_of_damaged_pages_alone_is_refused() -> None:
         pytest.raises(PdfInvalid, match="PDF is damaged: page 2 can't be read"),
     ):
         document.cut((2,))
+
+
+def sharing_pdf(pages: int, image_bytes: int) -> bytes:
+    """Return a PDF whose pages show one image each, and share one list of all images, as FPDF writes it."""
+    catalog, tree, shared = 1, 2, 3
+    images = [
+        b"<</Type/XObject/Subtype/Image/Width 9/Height 9/ColorSpace/DeviceGray/BitsPerComponent 8/Length %d>>"
+        b"stream\n%s\nendstream" % (image_bytes, random.Random(page).randbytes(image_bytes))
+        for page in range(pages)
+    ]
+    contents = [b"<</Length 27>>stream\nq 9 0 0 9 0 0 cm /I%03d Do Q\nendstream" % page for page in range(pages)]
+    leaves = [
+        b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 9 9]/Resources 3 0 R/Contents %d 0 R>>" % (shared + pages + page)
+        for page in range(1, pages + 1)
+    ]
+    names = b"".join(b"/I%03d %d 0 R" % (page, shared + 1 + page) for page in range(pages))
+    kids = b" ".join(b"%d 0 R" % (shared + 2 * pages + page) for page in range(1, pages + 1))
+    objects = {
+        catalog: b"<</Type/Catalog/Pages 2 0 R>>",
+        tree: b"<</Type/Pages/Count %d/Kids[%s]>>" % (pages, kids),
+        shared: b"<</XObject<<%s>>>>" % names,
+        **dict(enumerate([*images, *contents, *leaves], start=shared + 1)),
+    }
+    body = b"".join(b"%d 0 obj%s endobj\n" % entry for entry in objects.items())
+    return b"%%PDF-1.4\n%strailer<</Root 1 0 R/Size %d>>\n%%%%EOF" % (body, len(objects) + 1)
+
+
+def shown(data: bytes, page: int) -> bytes:
+    """Return a page as pixels."""
+    with closing(pypdfium2.PdfDocument(data)) as document:
+        return bytes(document[page - 1].render().buffer)
+
+
+def test_a_part_does_not_carry_the_images_of_other_pages() -> None:
+    """Also where all pages share one list of images; the pages look the same."""
+    data = sharing_pdf(50, 200_000)
+    with pdf.Document.open(data, max_bytes=2**24, max_pages=50) as document:
+        parts = [document.cut(batch) for batch in pdf.batches(range(1, 51), 10)]
+    assert max(map(len, parts)) < 2_200_000
+    assert shown(parts[4], 10) == shown(data, 50) != shown(data, 49)
 
 
 def test_one_document_serves_many_threads() -> None:

@@ -75,6 +75,8 @@ def _is_vector(value: Message) -> bool:
 def sort_key(value: Message) -> SortKey:
     """Return a key that sorts and compares values as Firestore does; its first item is the type's rank."""
     kind = value.WhichOneof("value_type")
+    if kind is None:
+        raise invalid("A value has no type.")
     rank = _TYPE_ORDER[kind]
     if kind == "null_value":
         return (rank,)

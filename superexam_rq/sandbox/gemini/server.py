@@ -449,7 +449,7 @@ class _Handler(BaseHTTPRequestHandler):
         told = f"{self.headers.get('x-goog-api-client', '')} {self.headers.get('User-Agent', '')}"
         if "google-genai-sdk/" in told:
             return "google-genai"
-        return "google-generativeai" if "genai-py/" in told else "other"
+        return "google-generativeai" if "genai-py/" in told or "gapic/" in told else "other"
 
 
 def _not_here() -> Refused:
