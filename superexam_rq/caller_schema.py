@@ -24,6 +24,8 @@ from jsonschema.exceptions import SchemaError as InvalidSchema
 from jsonschema.exceptions import best_match
 from referencing import Registry
 
+from superexam_rq.texts import scrub_all
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -202,6 +204,8 @@ def _load(value: Any) -> dict[str, Any]:
         raise SchemaError("", f"The schema is nested deeper than {_MAX_DEPTH} levels")
     if len(json.dumps(value, ensure_ascii=False)) > _MAX_CHARS:
         raise SchemaError("", f"The schema is longer than {_MAX_CHARS} characters")
+    if scrub_all(value) != value:
+        raise SchemaError("", "The schema holds control characters, or text that is no Unicode")
     return value
 
 

@@ -13,8 +13,9 @@ from superexam_rq.texts import fold
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Numbers, signs and names of one letter: a question with another one is another question.
-_EXACT = re.compile(r"\d+(?:[.,]\d+)*|[-+*/=<>^%\u2264\u2265\u2260\u00d7\u00f7]|(?<!\w)[b-df-hj-np-xz](?!\w)")
+# Signs and names of one letter; with words that hold a digit: a question with another one is another question.
+_SIGN = re.compile(r"[-+*/=<>^%\u2264\u2265\u2260\u00d7\u00f7]|(?<!\w)[b-z](?!\w)")
+_TOKEN = re.compile(r"\w+")
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)?")
 _NEGATION_WORDS = (
     "not no never none neither nor cannot except false incorrect untrue wrong least without unlike "
@@ -51,12 +52,18 @@ class _Print:
         texts = {choice["index"]: fold(choice["text"]) for choice in question["choices"]}
         self.choices = frozenset(texts.values())
         self.answers = " | ".join(sorted(texts[index] for index in right))
-        self.exact = tuple(sorted(_EXACT.findall(self.stem))), tuple(sorted(_EXACT.findall(self.answers)))
+        self.exact = _exact(self.stem), _exact(self.answers)
         words = _WORD.findall(self.stem)
         self.negations = sum(word in _NEGATIONS or word.endswith(("n't", "n\u2019t")) for word in words)
         self.content = [word for word in words if word not in _SMALL]
         # Endings differ between two wordings of one question; beginnings hardly ever do.
         self.beginnings = {word[:5] for word in self.content}
+
+
+def _exact(text: str) -> tuple[str, ...]:
+    """Return what must be the same, in the same order: 2.5 is not 5.2."""
+    numbers = (token for token in _TOKEN.findall(text) if any(char.isdigit() for char in token))
+    return (*numbers, *_SIGN.findall(text))
 
 
 def deduplicate(questions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -268,6 +268,8 @@ class _Adapter(requests.adapters.HTTPAdapter):
     def send(self, request: requests.PreparedRequest, *args: Any, **options: Any) -> requests.Response:
         """Send one request; its `timeout` bounds the whole of it too."""
         deadline = time.monotonic() + options["timeout"]
+        # The SDK asks for enums as numbers, and nobody says what the newer numbers mean.
+        request.url = str(request.url).partition("?")[0]
         response = super().send(request, *args, **options | {"stream": True})
         body = b"".join(_read(response, deadline))
         if response.status_code != requests.codes.ok:
@@ -404,30 +406,6 @@ def _model_path(model: str) -> str:
 
 # --- What an answer means ---------------------------------------------------------------------------------------------
 
-# Numbers of the finish and block reasons in google.ai.generativelanguage.v1beta: google-generativeai asks for
-# enums as numbers.
-_FINISH_REASONS = (
-    "FINISH_REASON_UNSPECIFIED",
-    "STOP",
-    "MAX_TOKENS",
-    "SAFETY",
-    "RECITATION",
-    "OTHER",
-    "LANGUAGE",
-    "BLOCKLIST",
-    "PROHIBITED_CONTENT",
-    "SPII",
-    "MALFORMED_FUNCTION_CALL",
-    "IMAGE_SAFETY",
-)
-_BLOCK_REASONS = (
-    "BLOCK_REASON_UNSPECIFIED",
-    "SAFETY",
-    "OTHER",
-    "BLOCKLIST",
-    "PROHIBITED_CONTENT",
-    "IMAGE_SAFETY",
-)
 # What is not listed, and comes with the next release of the service, is UNKNOWN: never a success.
 _OUTCOMES = {
     "STOP": Outcome.COMPLETE,
@@ -460,7 +438,7 @@ def _read_answer(body: bytes) -> ModelAnswer:
 def _answer(payload: dict[str, Any]) -> ModelAnswer:
     usage = _usage(payload.get("usageMetadata") or {})
     version = str(payload.get("modelVersion") or "")
-    blocked = _name((payload.get("promptFeedback") or {}).get("blockReason"), _BLOCK_REASONS)
+    blocked = _reason((payload.get("promptFeedback") or {}).get("blockReason"))
     if blocked and not blocked.endswith("_UNSPECIFIED"):
         return ModelAnswer("", Outcome.BLOCKED, blocked, usage, version)
     candidates = payload.get("candidates") or []
@@ -469,18 +447,16 @@ def _answer(payload: dict[str, Any]) -> ModelAnswer:
     parts = (candidates[0].get("content") or {}).get("parts") or []
     # Without a separator: a string of the JSON may go on in the next part.
     text = "".join(part.get("text") or "" for part in parts if not part.get("thought"))
-    reason = _name(candidates[0].get("finishReason"), _FINISH_REASONS) or _FINISH_REASONS[0]
+    reason = _reason(candidates[0].get("finishReason")) or "FINISH_REASON_UNSPECIFIED"
     outcome = _OUTCOMES.get(reason, Outcome.UNKNOWN)
     if outcome is Outcome.COMPLETE and not text.strip():
         outcome = Outcome.EMPTY
     return ModelAnswer(text, outcome, reason, usage, version)
 
 
-def _name(value: object, names: tuple[str, ...]) -> str:
-    """Return the name of an enum value that came as a name, a number or not at all."""
-    if isinstance(value, int):
-        return names[value] if 0 <= value < len(names) else f"REASON_{value}"
-    return value[:60] if isinstance(value, str) else ""
+def _reason(value: object) -> str:
+    """Return the name of a finish or block reason; anything but a name is given one that nobody knows."""
+    return value[:60] if isinstance(value, str) else "" if value is None else f"REASON_{value}"
 
 
 def _usage(counts: Mapping[str, Any]) -> Usage:

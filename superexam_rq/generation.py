@@ -23,11 +23,13 @@ What is not here: one call (`gemini`), the limit of all workers (`throttle`), wh
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import queue
 import random
 import threading
 from collections import defaultdict
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
@@ -251,6 +253,7 @@ class _Run:
     lock: threading.Lock = field(default_factory=threading.Lock)
     refused: int = 0
     answered: bool = False
+    failed: bool = False
 
     # --- in the caller's thread ---------------------------------------------------------------------------------------
 
@@ -258,26 +261,35 @@ class _Run:
         total = sum(map(len, batches))
         settled: dict[tuple[int, int], tuple[Pages, Checkpoint]] = {}
         running: dict[Future[tuple[Checkpoint, list[_Part]]], _Part] = {}
+        ended: queue.SimpleQueue[Future[tuple[Checkpoint, list[_Part]]]] = queue.SimpleQueue()
         pool = ThreadPoolExecutor(self.settings.gemini_concurrency, thread_name_prefix="gemini")
-        waiting = [_Part((number, 0), pages) for number, pages in enumerate(batches)]
+
+        def submit(part: _Part) -> None:
+            future = pool.submit(self._settle, part)
+            running[future] = part
+            future.add_done_callback(ended.put)
+
         try:
-            while waiting or running:
-                running |= {pool.submit(self._settle, part): part for part in waiting}
-                waiting = []
-                done, _ = wait(running, _TICK, FIRST_COMPLETED)
-                self.progress(sum(len(pages) for pages, _ in settled.values()), total)
-                for future in done:
+            for number, pages in enumerate(batches):
+                submit(_Part((number, 0), pages))
+            done = 0
+            while running:
+                self.progress(done, total)
+                if self.stop.is_set() and not self.failed:
+                    raise _stopped()
+                with contextlib.suppress(queue.Empty):
+                    future = ended.get(timeout=_TICK)
                     if error := future.exception():
                         raise self._give_up(error, running)
                     part = running.pop(future)
                     checkpoint, parts = future.result()
-                    waiting += parts
+                    for smaller in parts:
+                        submit(smaller)
                     if not parts:
                         settled[part.place] = part.pages, checkpoint
-                if self.stop.is_set():
-                    raise Cancelled("The job was stopped")
+                        done += len(part.pages)
         finally:
-            # Whatever raises here, be it a signal: nothing new is called.
+            # Whatever was raised, be it by a signal: nothing new is called.
             if running:
                 self.stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -286,20 +298,30 @@ class _Run:
 
     def _give_up(self, error: BaseException, running: Iterable[Future[Any]]) -> BaseException:
         """Start nothing new, let the calls under way end, and return the error that says most."""
-        if isinstance(error, _Stopped):
-            return Cancelled("The job was stopped")
         self.stop.set()
         started = [future for future in running if not future.cancel()]
         done, _ = wait(started, _WIND_DOWN)
         errors = [found for future in done if (found := future.exception()) and not isinstance(found, _Stopped)]
-        return next((found for found in errors if isinstance(found, PermanentError)), error)
+        permanent = (found for found in errors if isinstance(found, PermanentError))
+        return next(permanent, None) or (error if not isinstance(error, _Stopped) else next(iter(errors), _stopped()))
 
     # --- in the pool's threads ----------------------------------------------------------------------------------------
 
     def _settle(self, part: _Part) -> tuple[Checkpoint, list[_Part]]:
-        """Return what came of a part, or the smaller parts to ask for instead."""
+        """Return what came of a part, or the smaller parts to ask for instead; an error stops the whole run."""
         if self.stop.is_set():
             raise _Stopped
+        try:
+            return self._look_up_or_ask(part)
+        except _Stopped:
+            raise
+        except BaseException:
+            # At once, not when the caller's thread gets to it.
+            self.failed = True
+            self.stop.set()
+            raise
+
+    def _look_up_or_ask(self, part: _Part) -> tuple[Checkpoint, list[_Part]]:
         ask, count = self.ask, len(part.pages)
         name = digest(self.source.digest, part.pages, ask.model, (ask.system, ask.prompt(count)), ask.response_schema)
         kept = self.checkpoints.get(name)
@@ -433,6 +455,10 @@ def _finish(settled: list[tuple[Pages, Checkpoint]]) -> Generation:
         raise NoQuestions("The model found nothing in this document to ask about")
     named = [reason for reason in _WARNINGS if reason in pages_by_reason]
     return Generation(results, [_warning(reason, pages_by_reason[reason]) for reason in named])
+
+
+def _stopped() -> Cancelled:
+    return Cancelled("The job was stopped")
 
 
 def _all_refused() -> GeminiRequestRefused:

@@ -17,10 +17,12 @@ from rq import get_current_job
 from rq.job import Job
 from rq.timeouts import JobTimeoutException
 
-from superexam_rq import errors, gemini, pipeline, store
+from superexam_rq import errors, gemini, generation, pipeline, store
+from superexam_rq.checkpoints import Checkpoints
 from superexam_rq.config import Settings
 from superexam_rq.progress import Progress
 from superexam_rq.queueing import announce, next_run, retry_step
+from superexam_rq.throttle import Throttle
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,7 @@ class Run:
         self.settings = settings
         self.redis: Redis = job.connection
         self.document: store.OwnedDocument | None = None
+        self.cost = generation.Cost()
         self.max_attempts = int(job.meta.get("max_attempts", 1))
         self.attempt = self.max_attempts - (job.retries_left or 0)
 
@@ -68,21 +71,27 @@ class Run:
         exams = store.ExamStore(store.connect(self.settings), self.settings)
         self.document = exams.take(request["doc_id"], self.job.id, next_run(self.redis, self.job.id))
         task = pipeline.Task(**request)
+        services = pipeline.Services(
+            client=gemini.connect(self.settings),
+            throttle=Throttle(self.redis, self.settings),
+            checkpoints=Checkpoints(self.redis, self.settings),
+        )
         with Progress([self._show, self.document.progress], stop) as progress:
             exam = pipeline.make_exam(
                 task,
                 self.document.fields,
                 prompts=exams.prompts(task.system_prompt_id, task.custom_prompt_id),
-                client=gemini.connect(self.settings),
+                services=services,
                 settings=self.settings,
+                cost=self.cost,
                 progress=progress,
                 stop=stop,
             )
             progress.check()
         self.document.publish(exam.questions, self._published_fields(request, exam))
-        summary = {"question_count": len(exam.questions), "usage": exam.usage}
+        summary = {"question_count": len(exam.questions), "usage": self.cost.summary()}
         self._save_meta(progress=100, step="Done", **summary)
-        log.info("job %s: document %s is ready, %d questions", self.job.id, task.doc_id, len(exam.questions))
+        log.info("job %s: document %s is ready: %s", self.job.id, task.doc_id, summary)
         return summary
 
     def _published_fields(self, request: dict[str, Any], exam: pipeline.Exam) -> dict[str, Any]:
@@ -107,7 +116,7 @@ class Run:
             self._tell_firestore(lambda document: document.step(step))
             return
         text = failure.final_text(self.attempt)
-        self._save_meta(step="Failed", error=text, error_code=failure.code)
+        self._save_meta(step="Failed", error=text, error_code=failure.code, usage=self.cost.summary())
         self._tell_firestore(lambda document: document.fail(text))
 
     def _tell_firestore(self, write: Any) -> None:

@@ -67,7 +67,7 @@ def _movable(question: dict[str, Any]) -> bool:
 
 def refer_to_others(texts: Iterable[str]) -> bool:
     """Return whether one of the choices may mean others: all of the above, A and B."""
-    return any(_REFERS_TO_CHOICES.search(text) or _LETTERS_JOINED.search(text) for text in texts)
+    return any(_REFERS_TO_CHOICES.search(text) or _LETTERS_JOINED.search(text) for text in map(_one_line, texts))
 
 
 def names_letters(question_text: str, explanation: str, count: int) -> bool:
@@ -75,6 +75,7 @@ def names_letters(question_text: str, explanation: str, count: int) -> bool:
 
     A letter that the question itself uses (the language C, a point B) is taken for that, unless called right or wrong.
     """
+    question_text, explanation = _one_line(question_text), _one_line(explanation)
     if _WORD_AND_LETTER.search(question_text) or _WORD_AND_LETTER.search(explanation):
         return True
     own = {match[0].upper() for match in _LETTER.finditer(question_text)}
@@ -85,6 +86,11 @@ def names_letters(question_text: str, explanation: str, count: int) -> bool:
         if letter not in own or _VERDICT.match(explanation, match.start()):
             return True
     return False
+
+
+def _one_line(text: str) -> str:
+    # Also for speed: thousands of spaces, which a looping model writes, would take the patterns long.
+    return " ".join(text.split())
 
 
 def _shuffled(question: dict[str, Any], decks: defaultdict[int, list[int]]) -> dict[str, Any]:

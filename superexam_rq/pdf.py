@@ -32,6 +32,10 @@ _HEADER_SPAN = 1024
 _SOFT_BREAK = re.compile("[\x02\ufffe]\\s*")
 MEGABYTE = 2**20
 
+# Parts that are larger hold more than their pages, if they are that many times their share of the document.
+_SMALL_PART = 4 * MEGABYTE
+_BLOAT = 3
+
 _MAX_SELECTION_CHARS = 1000
 _RANGE = re.compile(r"([0-9]{1,6})(?:\s*[-\u2013]\s*([0-9]{1,6}))?")
 
@@ -39,8 +43,10 @@ _RANGE = re.compile(r"([0-9]{1,6})(?:\s*[-\u2013]\s*([0-9]{1,6}))?")
 class Document:
     """Hold one open PDF; a context manager whose methods may be called from several threads."""
 
-    def __init__(self, document: PdfDocument, page_count: int) -> None:
+    def __init__(self, document: PdfDocument, page_count: int, size: int) -> None:
         self._document = document
+        self._bytes_per_page = size / page_count
+        self._bloats = False
         self.page_count = page_count
 
     @classmethod
@@ -69,7 +75,7 @@ class Document:
             raise PdfInvalid(
                 f"The PDF has {page_count} pages, more than the {max_pages} that are taken: upload it in parts"
             )
-        return cls(document, page_count)
+        return cls(document, page_count, len(data))
 
     def __enter__(self) -> Document:
         return self
@@ -88,17 +94,44 @@ class Document:
         """Return a PDF of just these pages (1-based), unencrypted, in the order given.
 
         A page that is too damaged to be copied becomes a blank one, so that the others keep their places;
-        raises `PdfInvalid` if that is so for all of them.
+        raises `PdfInvalid` if that is so for all of them. The bytes differ each time: PDFium gives a file a random id.
         """
         with _PDFIUM:
-            part = PdfDocument.new()
-            try:
-                self._copy(part, pages)
-                stream = io.BytesIO()
-                part.save(stream)
-            finally:
-                part.close()
+            if not self._bloats:
+                part = self._cut(pages)
+                expected = max(_SMALL_PART, _BLOAT * self._bytes_per_page * len(pages))
+                if len(part) <= expected:
+                    return part
+                self._bloats = True
+            self._trim(pages)
+            return self._cut(pages)
+
+    def _cut(self, pages: Sequence[int]) -> bytes:
+        part = PdfDocument.new()
+        try:
+            self._copy(part, pages)
+            stream = io.BytesIO()
+            part.save(stream)
+        finally:
+            part.close()
         return stream.getvalue()
+
+    def _trim(self, pages: Sequence[int]) -> None:
+        """Let each page hold on to what it shows alone.
+
+        Some programs (FPDF, TCPDF) name all images of a document in one list that all pages share, and every part
+        would carry them all. PDFium drops what a page does not use when its content changes: by an empty path here.
+        """
+        for page in pages:
+            try:
+                handle = self._document[page - 1]
+            except PdfiumError:
+                continue
+            path = pypdfium2.raw.FPDFPageObj_CreateNewPath(0, 0)
+            pypdfium2.raw.FPDFPath_SetDrawMode(path, pypdfium2.raw.FPDF_FILLMODE_NONE, False)
+            pypdfium2.raw.FPDFPage_InsertObject(handle, path)
+            pypdfium2.raw.FPDFPage_GenerateContent(handle)
+            handle.close()
 
     def _copy(self, part: PdfDocument, pages: Sequence[int]) -> None:
         try:

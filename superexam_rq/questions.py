@@ -125,10 +125,12 @@ def parse_answer(text: str, *, complete: bool = True) -> list[Any]:
 
 
 def _openings(text: str) -> list[int]:
-    """Return where JSON may begin: at the first brace or bracket of a Markdown fence, or of the whole text."""
+    """Return where JSON may begin: at the text's first brace or bracket, but after prose rather in a Markdown fence."""
+    whole = sorted(at for at in (text.find("{"), text.find("[")) if at >= 0)
     fence = text.find("```")
-    starts = [text.find(char, at) for at in ({fence, 0} if fence > 0 else {0}) for char in "{["]
-    return sorted({at for at in starts if at >= 0})
+    if fence < 0 or text.lstrip("\ufeff \t\r\n").startswith(("{", "[")):
+        return whole
+    return sorted(at for at in (text.find("{", fence), text.find("[", fence)) if at >= 0) + whole
 
 
 def _salvage(text: str, decoder: json.JSONDecoder) -> Iterator[Any]:
@@ -204,6 +206,9 @@ def clean(
         try:
             question = _repair(item, report) if schema is None else _own(item, schema)
             question["sourcePages"] = source.locate(item, report.noted)
+            if isinstance(question.get("sourcePage"), int):
+                # A field of the caller's own: a page of the document says more than one of a batch.
+                question["sourcePage"] = question["sourcePages"][0]
             if schema is None and published.validate(question):
                 raise _Unusable("malformed")
         except _Unusable as reason:
@@ -227,12 +232,13 @@ def _repair(item: Any, report: Report) -> Question:
     if not fold(text):
         raise _Unusable("empty")
     labels, texts = _choices(item.get("choices"))
+    different = len({fold(choice) for choice in texts} - {""})
+    if different < 2:
+        raise _Unusable("too_few_choices")
+    if different > len(LETTERS):
+        raise _Unusable("too_many_choices")
     right = _right_choices(item.get("correctAnswers"), labels, texts)
     kept = _distinct(texts, right)
-    if len(kept) < 2:
-        raise _Unusable("too_few_choices")
-    if len(kept) > len(LETTERS):
-        raise _Unusable("too_many_choices")
     if len(kept) < len(texts):
         report.noted["choices_removed"] += 1
     if len(text) > MAX_QUESTION_CHARS or any(len(texts[at]) > MAX_CHOICE_CHARS for at in kept):
@@ -297,7 +303,7 @@ def _right_choices(value: Any, labels: list[str], texts: list[str]) -> set[int]:
 
 def _split_letters(answer: str, texts: list[str]) -> list[Any]:
     """Return the letters of `A, C` or `a and c`; any other text as it is."""
-    parts = re.split(r"\s*(?:[,;/&]|\band\b)\s*", answer.strip())
+    parts = re.split(r" ?(?:[,;/&]|\band\b) ?", " ".join(answer.split()))
     if len(parts) > 1 and all(re.fullmatch(r"[A-Za-z]", part) for part in parts) and not _same(answer, texts):
         return list(parts)
     return [answer]
@@ -402,9 +408,17 @@ def assemble(
 def _without_copies(questions: Iterable[Question]) -> list[Question]:
     first: dict[str, Question] = {}
     for question in questions:
-        own = {name: value for name, value in question.items() if name not in {"id", "sourcePages"}}
-        first.setdefault(fold(json.dumps(own, sort_keys=True, ensure_ascii=False)), question)
+        own = {name: _folded(value) for name, value in question.items() if name not in {"id", "sourcePages"}}
+        first.setdefault(json.dumps(own, sort_keys=True), question)
     return list(first.values())
+
+
+def _folded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _folded(below) for name, below in value.items()}
+    if isinstance(value, list):
+        return [_folded(below) for below in value]
+    return fold(value) if isinstance(value, str) else value
 
 
 def pick(questions: Sequence[Question], count: int | None, report: Report) -> list[Question]:

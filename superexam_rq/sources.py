@@ -27,7 +27,7 @@ class Source:
     def __init__(self, pages: Sequence[int], page_text: Callable[[int], str]) -> None:
         self._pages = tuple(pages)
         self._page_text = page_text
-        self._squashed: list[str] | None = None
+        self._squashed: dict[int, str] = {}
 
     def locate(self, item: Mapping[str, Any], noted: Counter[str]) -> list[int]:
         """Return the document's pages (1-based, at least one) that an item's `sourceQuote` stands on.
@@ -58,23 +58,32 @@ class Source:
             return self._pages.index(number)  # counted in the document
         return min(max(number, 1), len(self._pages)) - 1
 
+    def _text(self, place: int) -> str:
+        if place not in self._squashed:
+            self._squashed[place] = squash(self._page_text(self._pages[place]))
+        return self._squashed[place]
+
     def _search(self, needle: str, claimed: int, weight: int) -> list[int]:
-        if self._squashed is None:
-            self._squashed = [squash(self._page_text(page)) for page in self._pages]
-        texts = self._squashed
-        by_distance = sorted(range(len(texts)), key=lambda place: (abs(place - claimed), place))
-        exact = [place for place in by_distance if needle in texts[place]]
-        if exact and (exact[0] == claimed or len(exact) == 1 or weight >= _TELLING_BYTES):
+        # Mostly the model is right, and then no other page need be read.
+        if needle in self._text(claimed):
+            return [claimed]
+        places = sorted(range(len(self._pages)), key=lambda place: (abs(place - claimed), place))
+        exact = [place for place in places if needle in self._text(place)]
+        if exact and (len(exact) == 1 or weight >= _TELLING_BYTES):
             return exact[:1]
         if weight < _TELLING_BYTES:
             return []
-        for place in by_distance:
-            if place + 1 < len(texts) and needle in texts[place] + texts[place + 1]:
+        for place in places:
+            if place + 1 < len(places) and needle in self._text(place) + self._text(place + 1):
                 return [place, place + 1]
-        scores = {}
-        for place in by_distance:
-            scores[place] = fuzz.partial_ratio(needle, texts[place], score_cutoff=_QUOTE_CUTOFF) if texts[place] else 0
-            if place == claimed and scores[place]:
-                return [place]
-        best = max(by_distance, key=lambda place: scores[place])
-        return [best] if scores[best] else []
+        if self._likeness(needle, claimed):
+            return [claimed]
+        likeness = {place: self._likeness(needle, place) for place in places}
+        best = max(places, key=lambda place: likeness[place])
+        return [best] if likeness[best] else []
+
+    def _likeness(self, needle: str, place: int) -> float:
+        """Return how much of the quote stands on a page, of 100; 0 if it is too little."""
+        text = self._text(place)
+        # In a shorter text it would be looked for the other way round, and a page number alone would do.
+        return fuzz.partial_ratio(needle, text, score_cutoff=_QUOTE_CUTOFF) if len(text) >= len(needle) else 0.0

@@ -54,7 +54,7 @@ def read_upload(file_path: Any, settings: Settings) -> bytes:
         raise PdfMissing(_bare(file_path))
     max_bytes = settings.max_pdf_mb * pdf.MEGABYTE
     if settings.gcs_bucket_name:
-        return _read_object(file_path, settings.gcs_bucket_name, max_bytes)
+        return _read_object(file_path, settings, max_bytes)
     return _read_file(file_path, settings.uploads_dir, max_bytes)
 
 
@@ -136,24 +136,23 @@ def _read_all(descriptor: int, max_bytes: int) -> bytes:
     return b"".join(parts)
 
 
-def _read_object(file_path: str, bucket_name: str, max_bytes: int) -> bytes:
+def _read_object(file_path: str, settings: Settings, max_bytes: int) -> bytes:
     # Here, so that a service without a bucket does not pay for the import.
     from google.api_core.exceptions import GoogleAPIError, NotFound
     from google.auth.exceptions import GoogleAuthError
-    from google.cloud import storage
+    from google.cloud.storage import Client
     from google.cloud.storage.exceptions import InvalidResponse
-    from requests import RequestException
 
     try:
-        with contextlib.closing(storage.Client()) as client:
-            bucket = client.bucket(bucket_name)
-            for name in _object_names(file_path, bucket_name):
+        with contextlib.closing(Client(project=settings.google_cloud_project or None)) as client:
+            bucket = client.bucket(settings.gcs_bucket_name)
+            for name in _object_names(file_path, settings.gcs_bucket_name):
                 content = _download(bucket, name, max_bytes)
                 if content is not None:
                     return content
     except NotFound:  # deleted or replaced between the two calls
         raise PdfMissing(_bare(file_path)) from None
-    except (GoogleAPIError, GoogleAuthError, InvalidResponse, RequestException) as error:
+    except (GoogleAPIError, GoogleAuthError, InvalidResponse, OSError) as error:
         log.warning("The upload %r can't be read from Cloud Storage: %s", file_path, error)
         raise UploadsUnavailable(f"Cloud Storage did not hand out the PDF ({type(error).__name__})") from None
     raise PdfMissing(_bare(file_path))
@@ -181,4 +180,6 @@ def _download(bucket: Any, name: str, max_bytes: int) -> bytes | None:
         raise pdf.too_large(blob.size, max_bytes)
     # The generation whose size was checked, should somebody replace the object meanwhile.
     content: bytes = blob.download_as_bytes(if_generation_match=blob.generation, **options)
+    if len(content) > max_bytes:  # stored compressed
+        raise pdf.too_large(len(content), max_bytes)
     return content

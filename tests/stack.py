@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -172,7 +172,7 @@ class Stack:
 def firestore_client(address: str) -> firestore.Client:
     """Return an unmodified Google client for an emulator, without touching this process's environment."""
     with _variable("FIRESTORE_EMULATOR_HOST", address):
-        return firestore.Client(project=PROJECT, credentials=AnonymousCredentials())  # type: ignore[no-untyped-call]
+        return firestore.Client(project=PROJECT, credentials=AnonymousCredentials())
 
 
 @contextlib.contextmanager
@@ -188,7 +188,7 @@ def _variable(name: str, value: str) -> Iterator[None]:
             os.environ[name] = before
 
 
-def _bare_environment() -> Mapping[str, str]:
+def _bare_environment() -> dict[str, str]:
     """Return this process's environment without any setting of the service."""
     names = {"REDIS_", "RQ_", "GEMINI_", "GOOGLE_", "FIRESTORE_", "GCS_", "API_", "DASHBOARD_"}
     return {name: value for name, value in os.environ.items() if not name.startswith(tuple(names))}

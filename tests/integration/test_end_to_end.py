@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from importlib import resources
+from typing import Any
 
 import pytest
 
-from superexam_rq.sandbox.gemini_faults import Fault
+from superexam_rq.sandbox.gemini import Fault
 from tests import pdfs
-from tests.stack import Stack
+from tests.stack import Stack, eventually
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +74,16 @@ def test_a_second_run_leaves_only_its_own_questions(service: Stack, sample: byte
     assert service.fields("again")["questionCount"] == len(second) == job["question_count"]
 
 
-def test_a_passing_failure_is_retried(service: Stack, sample: bytes) -> None:
-    """What Gemini can't answer now is asked again by a later attempt, and the document is `processing` until then."""
-    service.gemini.script(Fault.overloaded(times=3))
-    service.add_document("patience", sample)
-    job = service.process("patience")
-    assert job["status"] == "completed"
+def test_a_passing_failure_is_retried(service: Stack) -> None:
+    """What Gemini can't answer in one run is asked again by the next, and the document is `processing` until then."""
+    service.gemini.script(Fault.overloaded(times=4))
+    service.add_document("patience", pdfs.prose(1, start=60))
+    job_id = service.submit("patience").json()["job_id"]
+    waiting = eventually(lambda: (job := service.job(job_id))["retry_at"] and job, "the retry to be scheduled")
+    assert re.fullmatch(r"Retrying in \d s \(attempt 2 of 4\)", waiting["current_step"])
+    assert service.fields("patience")["status"] == "processing"
+    job = service.wait_for_job(job_id)
+    assert (job["status"], job["attempt"]) == ("completed", 2)
     assert service.fields("patience")["status"] == "ready"
 
 
@@ -94,7 +99,7 @@ def test_every_key_is_under_the_prefix(service: Stack, sample: bytes) -> None:
 
 
 # Each case: a document's id, its PDF, fields over the usual ones, options, the code, words of the error.
-BROKEN = {
+BROKEN: dict[str, tuple[bytes | None, dict[str, Any], dict[str, Any], str, str]] = {
     "no-file-path": (None, {"filePath": None}, {}, "pdf_missing", "PDF file not found"),
     "no-such-file": (None, {}, {}, "pdf_missing", "PDF file not found: no-such-file.pdf"),
     "outside": (None, {"filePath": "../../etc/passwd"}, {}, "pdf_missing", "PDF file not found"),
@@ -106,7 +111,7 @@ BROKEN = {
     "no-system-prompt": (pdfs.prose(1), {}, {"system_prompt_id": "none"}, "prompt_missing", "system prompt 'none'"),
     "no-custom-prompt": (pdfs.prose(1), {}, {"custom_prompt_id": "none"}, "prompt_missing", "custom prompt 'none'"),
     "empty-prompt": (pdfs.prose(1), {}, {"custom_prompt_id": "blank"}, "prompt_missing", "custom prompt 'blank'"),
-    "no-words": (pdfs.from_texts([""]), {}, {}, "no_questions", "question"),
+    "no-words": (pdfs.from_texts([""]), {}, {}, "no_questions", "nothing in this document"),
 }
 
 
@@ -147,8 +152,8 @@ def test_an_unknown_document_ends_the_job(service: Stack) -> None:
         (Fault.bad_key(times=None), "gemini_key", "API key"),
         (Fault.unauthenticated(times=None), "gemini_key", "API key"),
         (Fault.no_model(times=None), "gemini_model", "model"),
-        (Fault.answer("I am sorry.", times=None), "no_questions", "question"),
-        (Fault.answer('{"questions": [{"questionText": ""}]}', times=None), "no_questions", "question"),
+        (Fault.answer("I am sorry.", times=None), "no_questions", "no usable answer"),
+        (Fault.answer('{"questions": [{"questionText": ""}]}', times=None), "no_questions", "No usable question"),
     ],
     ids=["key-400", "key-401", "model", "not-json", "nothing-usable"],
 )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +34,7 @@ class Faults:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._rules: list[_Rule] = []
+        self._ended = threading.Event()
 
     def fail(self, method: str, code: grpc.StatusCode, times: int = 1, after: bool = False) -> None:
         """Answer the next ``times`` calls of an RPC (``"Commit"``) with an error.
@@ -57,10 +57,14 @@ class Faults:
         with self._lock:
             return sum(rule.times for rule in self._rules)
 
+    def end(self) -> None:
+        """Cut delays short: the server stops."""
+        self._ended.set()
+
     def before(self, method: str) -> None:
         """Let happen what is due before a call."""
         for rule in self._due(method, after=False):
-            time.sleep(rule.seconds)
+            self._ended.wait(rule.seconds)
             if rule.code is not None:
                 raise FirestoreError(rule.code, f"injected before {method}")
 

@@ -36,6 +36,11 @@ if TYPE_CHECKING:
 MAX_REQUEST_BYTES = 10 * 1024 * 1024
 _TRANSPORT_BYTES = 64 * 1024 * 1024  # above the limit, so that the refusal is Firestore's and not gRPC's
 _MAX_THREADS = 512  # each open Listen stream holds one
+_OPTIONS = [
+    ("grpc.so_reuseport", 0),  # with it two servers share one port, each with half of the calls
+    ("grpc.max_receive_message_length", _TRANSPORT_BYTES),
+    ("grpc.http2.max_ping_strikes", 0),  # by default gRPC drops a client that pings while it only listens
+]
 _GRACE = 0.1  # seconds between telling clients to go and cutting them off
 _ID_ALPHABET = string.ascii_letters + string.digits
 _Query = types.StructuredQuery.pb()
@@ -278,17 +283,16 @@ class FirestoreServer:
     def start(self) -> Self:
         """Load the state and listen; ``address`` is known from here on."""
         with contextlib.ExitStack() as stack:
+            pool = stack.enter_context(ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="firestore"))
             store = Store(self._state)
             stack.callback(store.close)
-            pool = stack.enter_context(ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="firestore"))
-            # gRPC's SO_REUSEPORT would let two servers share one port, each with half of the calls.
-            options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", _TRANSPORT_BYTES)]
-            server = grpc.server(pool, options=options)
+            server = grpc.server(pool, options=_OPTIONS)
             server.add_generic_rpc_handlers(_handlers(store, self.faults))
             _check_free(self._host.strip("[]"), self._port)
             port = server.add_insecure_port(f"{self._host}:{self._port}")
             server.start()
             stack.callback(lambda: server.stop(_GRACE).wait())
+            stack.callback(self.faults.end)
             self.address = f"{self._host}:{port}"
             self._stack = stack.pop_all()
         return self
@@ -311,8 +315,9 @@ def _check_free(host: str, port: int) -> None:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
-    except OSError as error:
-        raise OSError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"cannot listen on {host}:{port}: {reason}; choose another port") from None
 
 
 def _handlers(store: Store, faults: Faults) -> tuple[grpc.GenericRpcHandler, ...]:

@@ -206,6 +206,7 @@ class Store:
             found = self.transaction(identifier)
             if found.snapshot is None:
                 found.snapshot = self.now()
+            self.check_readable(found.snapshot)
             return found.snapshot
 
     def rollback(self, identifier: bytes) -> None:
@@ -321,8 +322,10 @@ class Store:
                 del self._collections[collection]
 
     def close(self) -> None:
-        """Close the state file."""
+        """Close the state file, and let nobody wait for a turn any more."""
         with self._lock:
+            self._turn_ends = 0.0
+            self._lock.notify_all()
             if self._file is not None:
                 self._file.close()
                 self._file = None

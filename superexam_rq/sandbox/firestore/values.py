@@ -9,6 +9,7 @@ https://firebase.google.com/docs/firestore/manage-data/data-types, and the comme
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from google.cloud.firestore_v1 import types
@@ -30,6 +31,8 @@ Document = types.Document.pb()
 MAX_DOCUMENT_BYTES = 1_048_576
 MAX_VALUE_BYTES = MAX_DOCUMENT_BYTES - 89
 MAX_FIELD_DEPTH = 20
+# Nobody can store such an id, but recursive queries start and end at one.
+_NUMERIC_ID = re.compile(r"__id(-?\d+)__")
 _MAX_INT, _MIN_INT = 2**63 - 1, -(2**63)
 _TYPE_ORDER = {
     "null_value": 0,
@@ -58,9 +61,10 @@ def to_micros(timestamp: Timestamp) -> int:
     return timestamp.seconds * 1_000_000 + timestamp.nanos // 1000
 
 
-def name_key(name: str) -> tuple[bytes, ...]:
-    """Return what document names are sorted by: their ids one by one, as UTF-8."""
-    return tuple(part.encode() for part in name.split("/"))
+def name_key(name: str) -> SortKey:
+    """Return what document names are sorted by: id for id, numeric ones (``__id7__``) first, others as UTF-8."""
+    numbers = ((_NUMERIC_ID.fullmatch(part), part) for part in name.split("/"))
+    return tuple((0, int(match[1])) if match else (1, part.encode()) for match, part in numbers)
 
 
 def _is_vector(value: Message) -> bool:
@@ -71,6 +75,8 @@ def _is_vector(value: Message) -> bool:
 def sort_key(value: Message) -> SortKey:
     """Return a key that sorts and compares values as Firestore does; its first item is the type's rank."""
     kind = value.WhichOneof("value_type")
+    if kind is None:
+        raise invalid("A value has no type.")
     rank = _TYPE_ORDER[kind]
     if kind == "null_value":
         return (rank,)
@@ -227,10 +233,7 @@ def transform(current: Message | None, change: Message, micros: int) -> tuple[Me
         operand = getattr(change, kind)
         if _number(operand) is None:
             raise invalid(f"The operand of {kind} must be an integer or a double.")
-        if kind == "increment":
-            new = _add(current, operand)
-        else:
-            new = _extreme(current, operand, largest=kind == "maximum")
+        new = _add(current, operand) if kind == "increment" else _extreme(current, operand, largest=kind == "maximum")
         return new, new
     if kind not in ("append_missing_elements", "remove_all_from_array"):
         raise invalid("A field transform has no type.")

@@ -1,15 +1,15 @@
 """What can go wrong with a Gemini call, each as one `Fault`; and Google's form of an error body.
 
-Only data: `gemini.py` acts it out. Texts and shapes are those that the real service has been seen to send.
+Only data: `server` acts it out. Texts and shapes are those that the real service has been seen to send.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 FINISH_REASONS: Mapping[str, int] = {
     "FINISH_REASON_UNSPECIFIED": 0,
@@ -170,6 +170,10 @@ def quota_error(quota: str, limit: int, delay: float | None) -> dict[str, Any]:
     return error_body(429, text, details=details)
 
 
+def _unknown(what: str, given: object, known: Iterable[str]) -> ValueError:
+    return ValueError(f"unknown {what} {given!r}: take one of {', '.join(known)}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fault:
     """One way for a call to go wrong; build it with one of the class methods.
@@ -198,13 +202,17 @@ class Fault:
     drip: float = 0.0
     drop: Literal["", "unread", "read", "answering"] = ""
 
+    def __post_init__(self) -> None:
+        if self.times is not None and self.times < 1:
+            raise ValueError(f"times is {self.times}: take 1 or more, or None for every call")
+
     @classmethod
     def from_json(cls, given: Mapping[str, Any]) -> Self:
         """Build a fault from `{"kind": name of a class method, …its arguments}`; else ValueError."""
         kind = given.get("kind")
         maker = getattr(cls, kind, None) if isinstance(kind, str) and kind in KINDS else None
         if maker is None:
-            raise ValueError(f"unknown kind of fault {kind!r}: take one of {', '.join(KINDS)}")
+            raise _unknown("kind of fault", kind, KINDS)
         try:
             fault: Self = maker(**{key: value for key, value in given.items() if key != "kind"})
         except TypeError as error:
@@ -307,12 +315,16 @@ class Fault:
         part with only a thoughtSignature after the text.
         """
         if reason not in FINISH_REASONS:
-            raise ValueError(f"unknown finish reason {reason!r}: take one of {', '.join(FINISH_REASONS)}")
+            raise _unknown("finish reason", reason, FINISH_REASONS)
+        if parts not in get_args(Parts):
+            raise _unknown("parts", parts, get_args(Parts))
         return cls(kind="finished", finish=reason, parts=parts, keep=keep, **common)
 
     @classmethod
     def answer(cls, text: str, finish: str = "STOP", **common: Any) -> Self:
         """Answer this text, whatever was asked."""
+        if finish not in FINISH_REASONS:
+            raise _unknown("finish reason", finish, FINISH_REASONS)
         return cls(kind="answer", text=text, finish=finish, **common)
 
     @classmethod
@@ -334,7 +346,7 @@ class Fault:
     def blocked(cls, reason: str = "PROHIBITED_CONTENT", **common: Any) -> Self:
         """Block the prompt: no candidates, only a block reason."""
         if reason not in BLOCK_REASONS:
-            raise ValueError(f"unknown block reason {reason!r}: take one of {', '.join(BLOCK_REASONS)}")
+            raise _unknown("block reason", reason, BLOCK_REASONS)
         return cls(kind="blocked", block=reason, **common)
 
     @classmethod
