@@ -12,6 +12,7 @@ from redis import Redis
 from superexam_rq import auth, openapi, queueing, views
 from superexam_rq.config import Settings
 from superexam_rq.events import Hub
+from superexam_rq.settling import Settler
 
 
 def create_app(
@@ -28,7 +29,7 @@ def create_app(
     verify = auth.GoogleTokens(settings, google_certs_url) if settings.google_id_token_audience else None
     views.register_guard(app, auth.Guard(settings, verify), settings)
     limiter = auth.create_limiter(app, settings, connect)
-    app.register_blueprint(views.create_blueprint(queue, hub, limiter, settings))
+    app.register_blueprint(views.create_blueprint(queue, hub, Settler(queue), limiter, settings))
     app.register_blueprint(openapi.create_blueprint(settings))
     views.register_errors(app, limiter)
     if settings.cors_origins:

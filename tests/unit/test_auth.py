@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +30,7 @@ def environ(address: str | None = "127.0.0.1", host: str = "localhost:8000", **h
 
 
 def guard(verify: auth.TokenVerifier | None = None, **settings: Any) -> Guard:
+    """Return a guard with these settings."""
     return Guard(Settings(**settings), verify)
 
 
@@ -46,7 +47,15 @@ class TestThisMachine:
 
     @pytest.mark.parametrize(
         "header",
-        ["x_forwarded_for", "x_forwarded_proto", "x_forwarded_host", "x_forwarded_prefix", "forwarded", "x_real_ip", "via"],
+        [
+            "x_forwarded_for",
+            "x_forwarded_proto",
+            "x_forwarded_host",
+            "x_forwarded_prefix",
+            "forwarded",
+            "x_real_ip",
+            "via",
+        ],
     )
     def test_a_proxy_hides_who_calls(self, header: str) -> None:
         """Whatever came through a proxy is somebody else's, even if the header says otherwise."""
@@ -67,7 +76,9 @@ class TestThisMachine:
         """A name without a dot, or an address."""
         assert is_on_this_machine(environ(host=host), 0)
 
-    @pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "localhost.evil.example", "[", "127.0.0.1.nip.io"])
+    @pytest.mark.parametrize(
+        "host", ["evil.example", "evil.example:8000", "localhost.evil.example", "[", "127.0.0.1.nip.io"]
+    )
     def test_a_public_name_is_not_served(self, host: str) -> None:
         """A page on the web can make its own name point to this machine."""
         assert not is_on_this_machine(environ(host=host), 0)
@@ -83,7 +94,18 @@ class TestKeys:
         assert "old" not in old.name
 
     @pytest.mark.parametrize(
-        "header", ["", "Bearer", "Bearer ", "Bearer wrong", "Bearer keykey", "Basic key", "key", "Bearer ke\xff", "Bearer key,key"]
+        "header",
+        [
+            "",
+            "Bearer",
+            "Bearer ",
+            "Bearer wrong",
+            "Bearer keykey",
+            "Basic key",
+            "key",
+            "Bearer ke\xff",
+            "Bearer key,key",
+        ],
     )
     def test_anything_else_is_refused_also_on_this_machine(self, header: str) -> None:
         """Where keys are set, everyone needs one."""
@@ -132,21 +154,22 @@ class Google:
         payload = {"iss": "https://accounts.google.com", "aud": AUDIENCE, "iat": now, "exp": now + 3600, "sub": "1"}
         payload |= {"email": "web@project.example", "email_verified": True, **claims}
         signer = crypt.RSASigner.from_string(self.keys[key][0], key)
-        return jwt.encode(signer, {k: v for k, v in payload.items() if v is not None}).decode()
+        token: bytes = jwt.encode(signer, {k: v for k, v in payload.items() if v is not None})
+        return token.decode()
 
 
 def _key() -> tuple[str, str]:
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
-    today = datetime.datetime.now(datetime.UTC)
+    today = dt.datetime.now(dt.UTC)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(1)
-        .not_valid_before(today - datetime.timedelta(days=1))
-        .not_valid_after(today + datetime.timedelta(days=1))
+        .not_valid_before(today - dt.timedelta(days=1))
+        .not_valid_after(today + dt.timedelta(days=1))
         .sign(key, hashes.SHA256())
     )
     secret = key.private_bytes(
@@ -157,11 +180,13 @@ def _key() -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def keys() -> Google:
+    """Make the keys once: it takes a while."""
     return Google()
 
 
 @pytest.fixture
 def google(keys: Google) -> Iterator[Google]:
+    """Give Google as it is at the beginning."""
     yield keys
     keys.__dict__.update(pages=0, away=False, now=0.0, keys={"k1": keys.keys["k1"]}, page={"k1": keys.keys["k1"][1]})
 

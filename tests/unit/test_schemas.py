@@ -10,19 +10,22 @@ from marshmallow import ValidationError
 from superexam_rq.queueing import JobRequest
 from superexam_rq.schemas import JobListQuerySchema, SubmissionSchema
 
-IDS = {"doc_id": "doc", "system_prompt_id": "sys", "custom_prompt_id": "cus"}
+IDS: dict[str, Any] = {"doc_id": "doc", "system_prompt_id": "sys", "custom_prompt_id": "cus"}
 QUESTION = {"type": "object", "properties": {"word": {"type": "string"}}}
 
 
 def load(**fields: Any) -> tuple[JobRequest, bool]:
+    """Read a submission with these fields besides the ids."""
     loaded: tuple[JobRequest, bool] = SubmissionSchema().load({**IDS, **fields})
     return loaded
 
 
 def refusal(**fields: Any) -> dict[str, list[str]]:
+    """Return what a submission is told that is refused."""
     with pytest.raises(ValidationError) as caught:
         load(**fields)
-    return caught.value.normalized_messages()
+    found: dict[str, list[str]] = caught.value.normalized_messages()
+    return found
 
 
 def test_three_ids_are_enough() -> None:
@@ -46,15 +49,19 @@ def test_every_id_is_required(name: str) -> None:
 @pytest.mark.parametrize("name", list(IDS))
 @pytest.mark.parametrize(
     "value",
-    ["", "/", "a/b", ".", "..", "__x__", "____", "a\x00b", "a\nb", "\x7f", "\x85", "\u2028", "\ud800", "x" * 1501, "é" * 751]
-    + [7, True, None, [], {}, 1.5],
+    [
+        *("", "/", "a/b", ".", "..", "__x__", "____", "a\x00b", "a\nb", "\x7f", "\x85", "\u2028", "\ud800"),
+        *("x" * 1501, "é" * 751, 7, True, None, [], {}, 1.5),
+    ],
 )
 def test_an_id_that_firestore_forbids_is_refused(name: str, value: Any) -> None:
     """Also one that would reach another path, or holds control characters, or is no text."""
     assert list(refusal(**{name: value})) == [name]
 
 
-@pytest.mark.parametrize("value", ["x" * 1500, "é" * 750, "...", ".a", "_x_", "__x", "a b", "ö", "🙂", "a:b", "%2F", "'"])
+@pytest.mark.parametrize(
+    "value", ["x" * 1500, "é" * 750, "...", ".a", "_x_", "__x", "a b", "ö", "🙂", "a:b", "%2F", "'"]
+)
 def test_any_other_id_is_taken(value: str) -> None:
     """Firestore's own rules are the only ones."""
     assert load(doc_id=value)[0].doc_id == value
@@ -66,7 +73,9 @@ def test_pages_and_ranges_are_taken(value: str) -> None:
     assert load(pages=value)[0].pages == value
 
 
-@pytest.mark.parametrize("value", ["", "0", "5-3", "1-", "-1", "a", "1;2", "1,,2", "1-2-3", "٣", "1" * 9, "1," * 600 + "1", 3])
+@pytest.mark.parametrize(
+    "value", ["", "0", "5-3", "1-", "-1", "a", "1;2", "1,,2", "1-2-3", "٣", "1" * 9, "1," * 600 + "1", 3]
+)
 def test_other_pages_are_refused(value: Any) -> None:
     """Neither page 0 nor backwards, nor digits of other scripts."""
     assert list(refusal(pages=value)) == ["pages"]
@@ -111,8 +120,10 @@ def _deep(levels: int) -> Any:
 
 @pytest.mark.parametrize(
     "value",
-    ["", "no json", "[]", [], 7, True, {}, {"type": "nonsense"}, {"$ref": "https://evil.example/schema"}]
-    + [{**QUESTION, "title": "\ud800"}, _deep(300), "[" * 100_000, {"type": "string"}],
+    [
+        *("", "no json", "[]", [], 7, True, {}, {"type": "nonsense"}, {"$ref": "https://evil.example/schema"}),
+        *({**QUESTION, "title": "\ud800"}, _deep(300), "[" * 100_000, {"type": "string"}),
+    ],
 )
 def test_an_unusable_schema_is_refused(value: Any) -> None:
     """Before anything is queued, and with a word on where it is wrong."""
@@ -138,9 +149,11 @@ class TestListQuery:
 
     @pytest.mark.parametrize(
         "query",
-        [{"status": "done"}, {"status": ""}, {"limit": "0"}, {"limit": "201"}, {"limit": "-1"}, {"limit": "1_0"}]
-        + [{"limit": "+5"}, {"limit": "٣"}, {"limit": "1e1"}, {"limit": ""}, {"offset": "-1"}, {"offset": "9" * 30}]
-        + [{"state": "failed"}, {"doc_id": "a/b"}],
+        [
+            *({"status": "done"}, {"status": ""}, {"limit": "0"}, {"limit": "201"}, {"limit": "-1"}, {"limit": "1_0"}),
+            *({"limit": "+5"}, {"limit": "٣"}, {"limit": "1e1"}, {"limit": ""}, {"offset": "-1"}, {"offset": "9" * 30}),
+            *({"state": "failed"}, {"doc_id": "a/b"}),
+        ],
         ids=str,
     )
     def test_anything_else_is_refused(self, query: dict[str, str]) -> None:
