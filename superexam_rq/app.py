@@ -24,6 +24,9 @@ def create_app(
     """Return the API for these settings; opens no connection yet. Its `extensions["hub"]` holds the event streams."""
     app = Flask("superexam_rq", static_folder=None)
     app.json.sort_keys = False  # type: ignore[attr-defined]
+    # A redirect would be an answer outside the contract. Slashes that lead are dropped all the same, as when the
+    # website's URL of this service ends with one.
+    app.url_map.merge_slashes = False
     queue = queueing.JobQueue(connect(settings), settings, time.time)
     hub = app.extensions["hub"] = Hub(queue, settings)
     verify = auth.GoogleTokens(settings, google_certs_url) if settings.google_id_token_audience else None

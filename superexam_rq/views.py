@@ -284,6 +284,6 @@ def _query() -> dict[str, str]:
 def _seconds_to_wait(limiter: Limiter) -> int:
     limit = limiter.current_limit
     try:
-        return max(1, round(limit.reset_at - time.time())) if limit else RETRY_AFTER_SECONDS
+        return max(1, int(limit.reset_at - time.time())) if limit else RETRY_AFTER_SECONDS
     except RedisError:
         return RETRY_AFTER_SECONDS
