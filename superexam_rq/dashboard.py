@@ -9,7 +9,6 @@ retries. What the actions do to a job is `queueing`'s and RQ's.
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -22,6 +21,7 @@ from flask import Flask, Response, abort, current_app, jsonify, request
 from flask.typing import ResponseReturnValue
 from markupsafe import escape
 from redis import Redis
+from redis.exceptions import RedisError
 from rq import Queue, Worker
 from rq.command import send_stop_job_command
 from rq.exceptions import DeserializationError, InvalidJobOperation, NoSuchJobError
@@ -30,9 +30,8 @@ from rq.registry import BaseRegistry
 from rq.serializers import JSONSerializer
 from rq.worker import BaseWorker
 from rq_dashboard import web
-from werkzeug.middleware.proxy_fix import ProxyFix
 
-from superexam_rq import queueing
+from superexam_rq import auth, queueing
 from superexam_rq.config import Settings
 from superexam_rq.views import RETRY_AFTER_SECONDS
 
@@ -71,13 +70,8 @@ def create_dashboard(settings: Settings) -> Flask:
     app.view_functions.update({f"{web.blueprint.name}.{name}": view for name, view in _views(connection).items()})
     app.add_url_rule("/health/live", LIVE, lambda: {"status": "alive"})
     app.register_error_handler(NoSuchJobError, _no_such_job)
-    for kind in queueing.REDIS_AWAY:
-        app.register_error_handler(kind, _redis_away)
-    proxies = settings.trusted_proxies
-    if proxies:
-        app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
-            app.wsgi_app, x_for=proxies, x_proto=proxies, x_host=proxies, x_prefix=proxies
-        )
+    app.register_error_handler(RedisError, _redis_away)
+    app.wsgi_app = auth.behind_proxies(app.wsgi_app, settings)  # type: ignore[method-assign]
     return app
 
 
@@ -91,7 +85,7 @@ def _check_login(settings: Settings) -> ResponseReturnValue | None:
     if request.endpoint == LIVE:
         return None
     if not settings.dashboard_password:
-        if _from_loopback(settings):
+        if auth.is_on_this_machine(request.environ, settings.trusted_proxies):
             return None
         return _text(403, "The dashboard is open to this machine only: set DASHBOARD_PASSWORD to log in from elsewhere")
     login = request.authorization
@@ -104,25 +98,6 @@ def _check_login(settings: Settings) -> ResponseReturnValue | None:
     answer = _text(401, "Log in with DASHBOARD_USERNAME and DASHBOARD_PASSWORD")
     answer.headers["WWW-Authenticate"] = 'Basic realm="SuperExam dashboard", charset="UTF-8"'
     return answer
-
-
-def _from_loopback(settings: Settings) -> bool:
-    """Say whether the caller is on this machine.
-
-    Not if a proxy passed the call on that the settings don't know, and not under a foreign host name: a page
-    elsewhere can have its own name resolve to 127.0.0.1.
-    """
-    if not settings.trusted_proxies and ("X-Forwarded-For" in request.headers or "Forwarded" in request.headers):
-        return False
-    host = urlsplit(f"//{request.host}").hostname or ""
-    return _is_loopback(request.remote_addr or "") and (host == "localhost" or _is_loopback(host))
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
 
 
 def _check_origin() -> ResponseReturnValue | None:
@@ -169,9 +144,12 @@ def _no_such_job(_error: Exception) -> ResponseReturnValue:
     return _text(404, "There is no such job; it may have ended long ago")
 
 
-def _redis_away(error: Exception) -> ResponseReturnValue:
-    log.warning("Redis is away: %s", type(error).__name__)
-    answer = _text(503, "Redis can't be reached; try again soon")
+def _redis_away(error: RedisError) -> ResponseReturnValue:
+    reason = queueing.away(error)
+    if reason is None:
+        raise error
+    log.warning("dashboard: %s", reason)
+    answer = _text(503, f"{reason}; try again soon")
     answer.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return answer
 

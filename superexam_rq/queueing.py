@@ -31,6 +31,7 @@ from rq.serializers import JSONSerializer
 from rq.utils import as_text, utcparse
 from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
+from superexam_rq import metrics
 from superexam_rq.config import Settings
 from superexam_rq.errors import ConfigError
 
@@ -269,6 +270,7 @@ class JobQueue:
             record.set(document_key, job.id, ex=DOCUMENT_KEY_TTL)
             record.zadd(settings.key("jobs"), {job.id: job.created_at.timestamp()})
             record.expire(settings.key("jobs"), DOCUMENT_KEY_TTL)
+            metrics.record_submission(record, settings, "queued")
             commands = [words for words, _ in record.command_stack]
         digest, key = "", document_key
         if idempotency_key:
@@ -279,7 +281,11 @@ class JobQueue:
         header = (Job.key_for(""), _words(LIVE), settings.job_ttl, digest, job.id)
         flat = [word for words in commands for word in (len(words), *words)]
         outcome, job_id = self._submit(keys=[document_key, key], args=[*header, *flat])
-        return Submission(Outcome(as_text(outcome)), as_text(job_id))
+        submission = Submission(Outcome(as_text(outcome)), as_text(job_id))
+        if submission.outcome is Outcome.EXISTS:
+            with metrics.recording(self.connection) as pipe:
+                metrics.record_submission(pipe, settings, "duplicate")
+        return submission
 
     def _create(self, request: JobRequest) -> Job:
         settings = self.settings

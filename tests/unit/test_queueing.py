@@ -110,7 +110,9 @@ class TestEnqueue:
     @pytest.mark.parametrize(
         "status", [JobStatus.FINISHED, JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED], ids=lambda s: s.value
     )
-    def test_an_ended_job_does_not_block_its_document(self, jobs: JobQueue, redis: FakeRedis, status: JobStatus) -> None:
+    def test_an_ended_job_does_not_block_its_document(
+        self, jobs: JobQueue, redis: FakeRedis, status: JobStatus
+    ) -> None:
         """Once a job has ended, its document can be submitted again."""
         first = jobs.enqueue(request())
         set_status(redis, first.job_id, status)
@@ -225,7 +227,14 @@ class TestSnapshot:
         """Progress and step are what the run wrote; `ended_at` of an earlier run is not shown."""
         job_id = jobs.enqueue(request()).job_id
         redis.lrem("superexam:queue:superexam", 0, job_id)
-        meta = {"doc_id": "doc", "max_attempts": 4, "attempt": 2, "progress": 40, "step": "Asking", "usage": {"calls": 3}}
+        meta = {
+            "doc_id": "doc",
+            "max_attempts": 4,
+            "attempt": 2,
+            "progress": 40,
+            "step": "Asking",
+            "usage": {"calls": 3},
+        }
         times = {"started_at": utc(NOW - 5), "ended_at": utc(NOW - 60)}
         set_status(redis, job_id, JobStatus.STARTED, meta=json.dumps(meta), **times)
         found = jobs.snapshot(job_id)
