@@ -119,11 +119,9 @@ def _check_arguments(settings: Settings) -> None:
     arguments = request.view_args or {}
     if arguments.get("instance_number", 0) != 0:
         abort(404)
-    if arguments.get("registry_name", "queued") not in REGISTRIES or arguments.get("order", "asc") not in {
-        "asc",
-        "dsc",
-    }:
-        abort(404)
+    for name, words in (("registry_name", REGISTRIES), ("order", ORDERS)):
+        if arguments.get(name, words[0]) not in words:
+            abort(404)
     for name, most in (("page", 10**9), ("per_page", MAX_PER_PAGE)):
         text = str(arguments.get(name, 1))
         if not (text.isascii() and text.isdigit() and 1 <= int(text) <= most):
