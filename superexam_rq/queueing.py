@@ -34,12 +34,10 @@ from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 from superexam_rq import metrics
 from superexam_rq.config import Settings
 from superexam_rq.errors import ConfigError
+from superexam_rq.lifecycle import DOCUMENT_KEY_TTL, LIVE, ExamJob, document_key, retry_step
 
 # What RQ imports by name to run a job; the horse resolves it, so that the API never imports the pipeline.
 PROCESS = "superexam_rq.jobs.process"
-
-# A job that waits longer than this for a worker is no longer protected from a second submission: every key expires.
-DOCUMENT_KEY_TTL = 30 * 86400
 
 # Together with the rate limit's own trip (auth) a caller is answered within 2 s, also where Redis hangs.
 CONNECT_SECONDS = 0.5
@@ -58,8 +56,6 @@ STATUS_NAMES: Mapping[JobStatus, str] = {
     JobStatus.STOPPED: "cancelled",
     JobStatus.CANCELED: "cancelled",
 }
-
-LIVE = frozenset(status for status, name in STATUS_NAMES.items() if name in {"pending", "processing"})
 
 # Errors by which Redis says that it can't serve now, and what an operator makes of it.
 _REFUSALS = {
@@ -248,7 +244,7 @@ class JobQueue:
         self.connection = connection
         self.settings = settings
         self.clock = clock
-        self.queue = Queue(settings.queue_name, connection=connection, serializer=JSONSerializer)
+        self.queue = Queue(settings.queue_name, connection=connection, job_class=ExamJob, serializer=JSONSerializer)
         self.scheduled = ScheduledJobRegistry(queue=self.queue)
         self._submit = connection.register_script(_SUBMIT)
         self._list = connection.register_script(_LIST)
@@ -263,16 +259,16 @@ class JobQueue:
         """
         settings = self.settings
         job = self._create(request)
-        document_key = settings.key("document", request.doc_id)
+        holder = document_key(settings, request.doc_id)
         with self.connection.pipeline() as record:
             self.queue.enqueue_job(job, pipeline=record, at_front=at_front)
             record.hset(job.key, "doc_id", request.doc_id)
-            record.set(document_key, job.id, ex=DOCUMENT_KEY_TTL)
+            record.set(holder, job.id, ex=DOCUMENT_KEY_TTL)
             record.zadd(settings.key("jobs"), {job.id: job.created_at.timestamp()})
             record.expire(settings.key("jobs"), DOCUMENT_KEY_TTL)
             metrics.record_submission(record, settings, "queued")
             commands = [words for words, _ in record.command_stack]
-        digest, key = "", document_key
+        digest, key = "", holder
         if idempotency_key:
             body = json.dumps([asdict(request), at_front], sort_keys=True)
             digest = hashlib.sha256(body.encode()).hexdigest()
@@ -280,7 +276,7 @@ class JobQueue:
             key = settings.key("idempotency", hashlib.sha256(name.encode()).hexdigest())
         header = (Job.key_for(""), _words(LIVE), settings.job_ttl, digest, job.id)
         flat = [word for words in commands for word in (len(words), *words)]
-        outcome, job_id = self._submit(keys=[document_key, key], args=[*header, *flat])
+        outcome, job_id = self._submit(keys=[holder, key], args=[*header, *flat])
         submission = Submission(Outcome(as_text(outcome)), as_text(job_id))
         if submission.outcome is Outcome.EXISTS:
             with metrics.recording(self.connection) as pipe:
@@ -339,17 +335,19 @@ class JobQueue:
         return list(jobs.values()), int(total)
 
     def _ask(self, pipe: Any, job_id: str) -> None:
-        pipe.hmget(Job.key_for(job_id), "status", "meta", "created_at", "started_at", "ended_at")
+        pipe.hmget(Job.key_for(job_id), "status", "meta", "created_at", "started_at", "ended_at", "ended")
         pipe.zscore(self.scheduled.key, job_id)
 
     def _job_object(
         self, job_id: str, found: Sequence[bytes | None], due: float | None, position: int | None
     ) -> JobObject | None:
-        raw_status, raw_meta, created, started, ended = found
+        raw_status, raw_meta, created, started, ended, failed = found
         if raw_status is None:
             return None
         meta = JSONSerializer.loads(raw_meta) if raw_meta else {}
         status = JobStatus(as_text(raw_status))
+        if status is JobStatus.QUEUED and failed:  # put back by RQ's own tools: a new beginning
+            meta = {"doc_id": meta.get("doc_id", ""), "max_attempts": meta.get("max_attempts", 1)}
         max_attempts = int(meta.get("max_attempts", 1))
         attempt = int(meta.get("attempt", 0))
         step = str(meta.get("step", "")) or "Waiting in the queue"
@@ -382,21 +380,6 @@ class JobQueue:
             pipe.smembers(WORKERS_BY_QUEUE_KEY % self.queue.name)
             queued, workers = pipe.execute()
         return Health(int(queued), int(self.connection.exists(*workers)) if workers else 0)
-
-
-def next_run(connection: Redis, job_id: str) -> int:
-    """Return a number that rises with each run of a job: its fencing token. It lives and expires with the job."""
-    return int(connection.hincrby(Job.key_for(job_id), "runs", 1))
-
-
-def announce(connection: Redis, settings: Settings, job_id: str) -> None:
-    """Tell whoever listens that a job has changed."""
-    connection.publish(settings.key("events"), job_id)
-
-
-def retry_step(seconds: float, attempt: int, max_attempts: int) -> str:
-    """Return the step shown between two attempts; at most 40 characters."""
-    return f"Retrying in {max(0, round(seconds))} s (attempt {attempt} of {max_attempts})"
 
 
 def _words(statuses: Iterable[JobStatus]) -> str:
