@@ -266,7 +266,7 @@ class JobQueue:
             record.set(holder, job.id, ex=DOCUMENT_KEY_TTL)
             record.zadd(settings.key("jobs"), {job.id: job.created_at.timestamp()})
             record.expire(settings.key("jobs"), DOCUMENT_KEY_TTL)
-            metrics.record_submission(record, settings, "queued")
+            metrics.record_submission(record, "queued")
             commands = [words for words, _ in record.command_stack]
         digest, key = "", holder
         if idempotency_key:
@@ -280,7 +280,7 @@ class JobQueue:
         submission = Submission(Outcome(as_text(outcome)), as_text(job_id))
         if submission.outcome is Outcome.EXISTS:
             with metrics.recording(self.connection) as pipe:
-                metrics.record_submission(pipe, settings, "duplicate")
+                metrics.record_submission(pipe, "duplicate")
         return submission
 
     def _create(self, request: JobRequest) -> Job:
