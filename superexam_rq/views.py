@@ -132,7 +132,7 @@ def create_blueprint(queue: JobQueue, hub: Hub, settler: Settler, limiter: Limit
 
     @routes.get("/metrics")
     def show_metrics() -> ResponseReturnValue:
-        body, content_type = metrics.exposition(queue.queue, settings, request.headers.get("Accept", ""))
+        body, content_type = metrics.exposition(queue.queue, request.headers.get("Accept", ""))
         return Response(body, content_type=content_type)
 
     @routes.get("/")
