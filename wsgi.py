@@ -1,17 +1,22 @@
-"""The door for gunicorn: `gunicorn -c deploy/gunicorn.conf.py wsgi:app`."""
+"""The doors for gunicorn: `gunicorn -c deploy/gunicorn.conf.py wsgi:app`, the API with the dashboard under /dashboard.
+
+`wsgi:dashboard` is the dashboard alone, at /.
+"""
 
 import os
 import sys
 from pathlib import Path
 
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+
 from superexam_rq.app import create_app
 from superexam_rq.config import Settings
+from superexam_rq.dashboard import create_dashboard
 from superexam_rq.errors import ConfigError
 
 try:
-    api = create_app(Settings.from_env(os.environ, Path(".env")))
+    settings = Settings.from_env(os.environ, Path(".env"))
+    app, dashboard = create_app(settings), create_dashboard(settings)
 except ConfigError as error:
     sys.exit(f"superexam: {error}")
-
-# What gunicorn serves: the API, and beside it whatever else is mounted.
-app = api
+app.wsgi_app = DispatcherMiddleware(app.wsgi_app, {"/dashboard": dashboard})  # type: ignore[method-assign]

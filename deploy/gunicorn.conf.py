@@ -31,4 +31,4 @@ loglevel = _settings.log_level.lower()
 
 def post_worker_init(worker: Any) -> None:
     """Tell the worker where its event streams are, since it ends them when it is told to stop."""
-    worker.hub = sys.modules["wsgi"].api.extensions["hub"]
+    worker.hub = sys.modules["wsgi"].app.extensions["hub"]
