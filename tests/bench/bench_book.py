@@ -81,7 +81,7 @@ class Horse:
                     self.cpu = max(self.cpu, times.user + times.system)
 
 
-def run(installation: Stack, doc_id: str, book: bytes, pages: int) -> Figures:
+def run(installation: Stack, gemini_url: str, doc_id: str, book: bytes, pages: int) -> Figures:
     """Submit a document, wait until it is `ready`, and return what that took."""
     # Prompts of its own, so that no batch is known from an earlier run.
     installation.add_prompts(custom=f"One question a page, please, for {doc_id}.")
@@ -100,7 +100,7 @@ def run(installation: Stack, doc_id: str, book: bytes, pages: int) -> Figures:
     watch = installation.document(doc_id).on_snapshot(look)
     parent = worker.memory_info().rss / 2**20
     before = _cpu(gemini), _cpu(psutil.Process())
-    installation.http.delete(f"{installation.gemini_url}/sandbox/calls", timeout=5)
+    installation.http.delete(f"{gemini_url}/sandbox/calls", timeout=5)
     with Horse(worker) as horse:
         start = time.time()
         answer = installation.submit(doc_id, pages=f"1-{pages}")
@@ -108,7 +108,7 @@ def run(installation: Stack, doc_id: str, book: bytes, pages: int) -> Figures:
         assert ready.wait(600), "not ready"
     watch.unsubscribe()
     assert found["status"] == "ready", found
-    calls = installation.http.get(f"{installation.gemini_url}/sandbox/calls", timeout=30).json()
+    calls = installation.http.get(f"{gemini_url}/sandbox/calls", timeout=30).json()
     first = min(call["wall"] for call in calls)
     last = max(call["wall"] + call["duration"] for call in calls)
     return Figures(
@@ -153,9 +153,9 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder, stack(Path(folder)) as installation:
         port = free_port()
-        installation.gemini_url = f"http://127.0.0.1:{port}"
+        gemini_url = f"http://127.0.0.1:{port}"
         installation.configure(
-            GEMINI_API_ENDPOINT=installation.gemini_url,
+            GEMINI_API_ENDPOINT=gemini_url,
             GEMINI_SDK=options.sdk,
             PAGES_PER_BATCH=str(options.batch),
         )
@@ -167,7 +167,7 @@ def main() -> None:
                 pages = page_count if in_flight > 1 else min(page_count, ROUNDS_ONE_BY_ONE * options.batch)
                 name = f"book-{in_flight}-{turn}"
                 installation.start_worker(name, GEMINI_CONCURRENCY=str(in_flight))
-                figures = run(installation, name, book, pages)
+                figures = run(installation, gemini_url, name, book, pages)
                 installation.children.stop(name)
                 calls = -(-pages // options.batch)
                 ideal = -(-calls // in_flight) * options.latency
