@@ -4,14 +4,17 @@ import os
 import sys
 from pathlib import Path
 
+from superexam_rq import logs
 from superexam_rq.app import create_app
 from superexam_rq.config import Settings
 from superexam_rq.errors import ConfigError
 
 try:
-    api = create_app(Settings.from_env(os.environ, Path(".env")))
+    settings = Settings.from_env(os.environ, Path(".env"))
+    logs.configure(settings)
+    api = create_app(settings)
 except ConfigError as error:
     sys.exit(f"superexam: {error}")
 
 # What gunicorn serves: the API, and beside it whatever else is mounted.
-app = api
+app = logs.RequestLog(api)

@@ -13,17 +13,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rq import Worker
 from rq.job import Job
 
-from superexam_rq import gemini, jobs  # noqa: F401  (preloaded for the horse)
+from superexam_rq import gemini, jobs, logs  # noqa: F401  (jobs: preloaded for the horse)
 from superexam_rq.config import Settings
 from superexam_rq.errors import ConfigError, SuperExamError
 from superexam_rq.processes import die_with_parent
 from superexam_rq.queueing import check_key_prefix
+from superexam_rq.worker_logs import LoggedWorker
 
 
-class ExamWorker(Worker):
+class ExamWorker(LoggedWorker):
     """Run exam jobs; set by itself what a good worker needs."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -34,6 +34,7 @@ class ExamWorker(Worker):
                 raise ConfigError("GEMINI_API_KEY is not set: a worker needs the key of the Gemini API")
         except ConfigError as error:
             sys.exit(f"superexam: {error}")
+        logs.configure(self.settings)
         gemini.preload(self.settings)
         super().__init__(*args, **kwargs)
 
