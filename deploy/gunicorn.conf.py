@@ -34,4 +34,4 @@ logconfig_dict = logs.config(_settings)
 
 def post_worker_init(worker: Any) -> None:
     """Tell the worker where its event streams are, since it ends them when it is told to stop."""
-    worker.hub = sys.modules["wsgi"].api.extensions["hub"]
+    worker.hub = sys.modules["wsgi"].app.extensions["hub"]

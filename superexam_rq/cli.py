@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
+import socket
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -36,6 +38,13 @@ def _become(settings: Settings, *arguments: str) -> NoReturn:
     os.execve(sys.executable, [sys.executable, "-m", *arguments], os.environ | _exports(settings))
 
 
+def _become_gunicorn(door: str) -> NoReturn:
+    settings = _settings()
+    if not GUNICORN_CONFIG.is_file():
+        raise click.ClickException(f"{GUNICORN_CONFIG} is not here: run this from the project's root")
+    _become(settings, "gunicorn", "-c", str(GUNICORN_CONFIG), door)
+
+
 @click.group()
 @click.version_option(__version__)
 def main() -> None:
@@ -45,18 +54,23 @@ def main() -> None:
 @main.command()
 def api() -> None:
     """Start the HTTP API: gunicorn with deploy/gunicorn.conf.py."""
-    settings = _settings()
-    if not GUNICORN_CONFIG.is_file():
-        raise click.ClickException(f"{GUNICORN_CONFIG} is not here: run this from the project's root")
-    _become(settings, "gunicorn", "-c", str(GUNICORN_CONFIG), "wsgi:app")
+    _become_gunicorn("wsgi:app")
+
+
+@main.command()
+def dashboard() -> None:
+    """Start rq-dashboard alone, at / on PORT; the API serves it too, at /dashboard/."""
+    _become_gunicorn("wsgi:dashboard")
 
 
 @main.command()
 def worker() -> None:
     """Start one worker: RQ's own `rq worker` with what this service needs."""
     settings = _settings()
-    options = ("-S", "json", "-w", "superexam_rq.worker.ExamWorker", "--with-scheduler", settings.queue_name)
-    _become(settings, "rq.cli", "worker", *options)
+    # The name tells an operator the machine, and a container's health check which registration is its own.
+    name = f"{socket.gethostname()}-{secrets.token_hex(4)}"
+    options = ("-S", "json", "-w", "superexam_rq.worker.ExamWorker", "--name", name, "--with-scheduler")
+    _become(settings, "rq.cli", "worker", *options, settings.queue_name)
 
 
 @main.command()

@@ -283,6 +283,7 @@ def env_example() -> str:
         "",
         "# Read by docker-compose, not by the service: the seed commands work from the project's root with it.",
         "COMPOSE_FILE=deploy/docker-compose.yml",
+        "COMPOSE_PROJECT_NAME=superexam",
     ]
     for row in rows():
         default = row.default_text()

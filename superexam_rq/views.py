@@ -14,7 +14,7 @@ from marshmallow import ValidationError
 from redis.exceptions import RedisError
 from werkzeug.exceptions import HTTPException, NotFound, RequestEntityTooLarge
 
-from superexam_rq import __version__, auth, bodies, logs, queueing
+from superexam_rq import __version__, auth, bodies, logs, metrics, queueing
 from superexam_rq.config import Settings
 from superexam_rq.events import Hub, TooManyListeners, event_id, has_ended
 from superexam_rq.queueing import JobQueue, Outcome
@@ -114,6 +114,11 @@ def create_blueprint(queue: JobQueue, hub: Hub, limiter: Limiter, settings: Sett
     @routes.get("/health/live")
     def live() -> ResponseReturnValue:
         return jsonify(status="alive")
+
+    @routes.get("/metrics")
+    def show_metrics() -> ResponseReturnValue:
+        body, content_type = metrics.exposition(queue.queue, settings, request.headers.get("Accept", ""))
+        return Response(body, content_type=content_type)
 
     @routes.get("/")
     def index() -> ResponseReturnValue:
