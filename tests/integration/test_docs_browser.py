@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rq.utils import as_text
 
 from tests.browser import AVAILABLE, Browser, chromium
 from tests.stack import Stack, eventually, stack
@@ -67,7 +68,7 @@ def test_a_job_is_submitted_from_the_page(api: Stack, browser: Browser) -> None:
     browser.run("document.querySelector(arguments[0]).scrollIntoView()", f"{SUBMIT} .responses-wrapper")
     _keep(browser, "docs-submitted")
     [job_id] = eventually(lambda: api.redis.lrange("superexam:queue:superexam", 0, -1), "the job")
-    assert job_id.decode() in browser.text(f"{SUBMIT} .live-responses-table")
+    assert as_text(job_id) in browser.text(f"{SUBMIT} .live-responses-table")
 
 
 def test_the_page_loads_nothing_from_elsewhere_and_breaks_no_rule(api: Stack, browser: Browser) -> None:
