@@ -15,7 +15,7 @@ from typing import Any
 
 from rq import get_current_job
 
-from superexam_rq import gemini, generation, lifecycle, pipeline, store
+from superexam_rq import gemini, generation, lifecycle, metrics, pipeline, store
 from superexam_rq.checkpoints import Checkpoints
 from superexam_rq.config import Settings
 from superexam_rq.errors import Cancelled, Superseded
@@ -67,7 +67,9 @@ class Run:
             throttle=Throttle(self.job.connection, self.settings),
             checkpoints=Checkpoints(self.job.connection, self.settings),
         )
-        with Progress([self._show, document.progress], stop, poll=self._check) as progress:
+        usage = metrics.UsageRecorder(self.job.connection, cost.summary)
+        sinks = [self._show, document.progress, lambda _percent, _step: usage.flush()]
+        with Progress(sinks, stop, poll=self._check) as progress:
             try:
                 exam = pipeline.make_exam(
                     task,
@@ -84,6 +86,7 @@ class Run:
                 raise
             finally:
                 self.job.meta["usage"] = cost.summary()
+                usage.flush()
             progress.check()
         document.publish(exam.questions, self._published_fields(task, exam), self._check)
         return {"question_count": len(exam.questions), "usage": cost.summary()}

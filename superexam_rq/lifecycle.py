@@ -34,6 +34,7 @@ from rq.registry import CanceledJobRegistry, ScheduledJobRegistry
 from rq.serializers import JSONSerializer
 from rq.utils import as_text, now
 
+from superexam_rq import metrics
 from superexam_rq.config import Settings
 from superexam_rq.errors import Cancelled, SuperExamError, Superseded, classify
 
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LIVE = frozenset({JobStatus.QUEUED, JobStatus.STARTED, JobStatus.SCHEDULED, JobStatus.DEFERRED, JobStatus.CREATED})
+LIVE = frozenset(JobStatus) - {JobStatus.FINISHED, JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED}
 
 # A job that waits longer than this for a worker is no longer protected from a second submission: every key expires.
 # The sweep renews the time while the job lives.
@@ -103,9 +104,19 @@ class ExamJob(Job):
         else:
             queue._enqueue_job(self, pipeline=pipeline, at_front=self.lost)
 
+    def _handle_success(self, result_ttl: int, pipeline: Pipeline, *args: Any, **kwargs: Any) -> None:
+        super()._handle_success(result_ttl, pipeline, *args, **kwargs)
+        questions = int(self.meta.get("question_count", 0))
+        metrics.record_end(pipeline, status="completed", seconds=self._run_seconds(), questions=questions)
+
     def _handle_failure(self, exc_string: str, pipeline: Pipeline, *args: Any, **kwargs: Any) -> None:
         super()._handle_failure(exc_string, pipeline, *args, **kwargs)
         pipeline.hset(self.key, mapping={"meta": self._serialize_meta(), "ended": 1})
+        code = self.meta.get("error_code")
+        metrics.record_end(pipeline, status="failed", error_code=code, seconds=self._run_seconds())
+
+    def _run_seconds(self) -> float | None:
+        return (self.ended_at - self.started_at).total_seconds() if self.ended_at and self.started_at else None
 
     @property
     def doc_id(self) -> str:
@@ -215,6 +226,8 @@ def claim(
         pipe.persist(job.key)
         pipe.set(key, job.id, ex=DOCUMENT_KEY_TTL)
         pipe.lrem(queue.intermediate_queue_key, 1, job.id)
+        if job.enqueued_at and not mine:
+            metrics.record_start(pipe, wait=(now() - job.enqueued_at).total_seconds(), attempt=job.attempt)
         note(pipe)
         return execution
 
@@ -450,6 +463,7 @@ def _to_cancelled(job: ExamJob, queue: Queue, settings: Settings, pipe: Pipeline
     pipe.lrem(queue.intermediate_queue_key, 0, job.id)
     job.save(pipeline=pipe)
     pipe.zadd(CanceledJobRegistry(queue=queue).key, {job.id: time.time()})
+    metrics.record_end(pipe, status="cancelled")
     pipe.expire(job.key, settings.job_ttl)
 
 

@@ -271,10 +271,10 @@ class JobQueue:
             record.set(holder_key, job.id, ex=DOCUMENT_KEY_TTL)
             record.zadd(settings.key("jobs"), {job.id: job.created_at.timestamp()})
             record.expire(settings.key("jobs"), DOCUMENT_KEY_TTL)
-            metrics.record_submission(record, settings, "queued")
+            metrics.record_submission(record, "queued")
             made = _flat(record)
         with self.connection.pipeline() as record:
-            metrics.record_submission(record, settings, "duplicate")
+            metrics.record_submission(record, "duplicate")
             counted = _flat(record)
         digest, key = "", holder_key
         if idempotency_key:

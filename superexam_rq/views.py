@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from werkzeug.exceptions import HTTPException, NotFound, RequestEntityTooLarge
 from werkzeug.routing import BaseConverter
 
-from superexam_rq import __version__, auth, bodies, lifecycle, metrics, queueing
+from superexam_rq import __version__, auth, bodies, lifecycle, logs, metrics, queueing
 from superexam_rq.config import Settings
 from superexam_rq.events import Hub, TooManyListeners, event_id, has_ended
 from superexam_rq.queueing import JobQueue, Outcome
@@ -63,7 +63,8 @@ def create_blueprint(queue: JobQueue, hub: Hub, settler: Settler, limiter: Limit
         answer = queue.enqueue(job_request, at_front=at_front, caller=g.caller.name, idempotency_key=key)
         if answer.outcome is Outcome.KEY_REUSED:
             raise ValidationError({"Idempotency-Key": ["Was used for another body."]})
-        log.info("job %s: %s for document %s", answer.job_id, answer.outcome.value, job_request.doc_id)
+        logs.bind(job_id=answer.job_id, doc_id=job_request.doc_id)
+        log.info("submitted: %s", answer.outcome.value)
         if answer.outcome is Outcome.EXISTS:
             return jsonify(job_id=answer.job_id, message="Job already queued"), 200
         return _queued(answer.job_id)
@@ -139,7 +140,7 @@ def create_blueprint(queue: JobQueue, hub: Hub, settler: Settler, limiter: Limit
 
     @routes.get("/metrics")
     def show_metrics() -> ResponseReturnValue:
-        body, content_type = metrics.exposition(queue.queue, settings, request.headers.get("Accept", ""))
+        body, content_type = metrics.exposition(queue.queue, request.headers.get("Accept", ""))
         return Response(body, content_type=content_type)
 
     @routes.get("/")
@@ -155,6 +156,7 @@ def create_blueprint(queue: JobQueue, hub: Hub, settler: Settler, limiter: Limit
         job = queue.snapshot(_checked(job_id))
         if job is None:
             raise _no_such_job()
+        logs.bind(job_id=job.job_id, doc_id=job.doc_id, attempt=job.attempt or None)
         return job
 
     return routes
@@ -168,6 +170,7 @@ def register_guard(app: Flask, guard: auth.Guard, settings: Settings) -> None:
         if request.endpoint in PUBLIC or _is_preflight(settings):
             return
         g.caller = guard.identify(request.environ)
+        logs.bind(caller=g.caller.name)
 
     @app.after_request
     def secure(answer: Response) -> Response:
