@@ -31,7 +31,7 @@ from redis.exceptions import BusyLoadingError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
-from rq import Queue, Worker
+from rq import Queue
 from rq.connections import parse_connection
 from rq.exceptions import StopRequested
 from rq.executions import Execution
@@ -42,12 +42,13 @@ from rq.serializers import JSONSerializer
 from rq.timeouts import JobTimeoutException
 from rq.worker import WorkerStatus
 
-from superexam_rq import gemini, jobs, lifecycle, sweep  # noqa: F401  (preloaded for the horse)
+from superexam_rq import gemini, jobs, lifecycle, logs, sweep  # noqa: F401  (jobs: preloaded for the horse)
 from superexam_rq.config import Settings
 from superexam_rq.errors import ConfigError, JobTimeout, SuperExamError, WorkerLost
 from superexam_rq.lifecycle import ExamJob
 from superexam_rq.processes import die_with_parent
 from superexam_rq.queueing import check_key_prefix
+from superexam_rq.worker_logs import LoggedWorker
 
 # Seconds. A run shows that it lives every HEARTBEAT; a worker looks around every LOOK while idle, HEARTBEAT while busy.
 HEARTBEAT = 5
@@ -117,7 +118,7 @@ class ExamScheduler(RQScheduler):
         super().work()  # type: ignore[no-untyped-call]
 
 
-class ExamWorker(Worker):
+class ExamWorker(LoggedWorker):
     """Run exam jobs; look after those of workers that are gone."""
 
     job_class = ExamJob
@@ -142,6 +143,7 @@ class ExamWorker(Worker):
         if connection is None:
             connection = Redis.from_url(self.settings.redis_url)
         if prepare_for_work:
+            logs.configure(self.settings)
             gemini.preload(self.settings)
             connection = self._patient(connection)
         options |= {

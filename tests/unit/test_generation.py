@@ -522,7 +522,7 @@ class TestCost:
             "output_tokens": 20,
             "thought_tokens": 2,
             "usd": pytest.approx(estimate("gemini-3.8-flash", Usage(200, 20, 2), datetime.now(UTC).date()), abs=1e-6),
-            "prices_as_of": "2026-11-23",
+            "prices_as_of": "2026-10-07",
             "models": ["gemini-3.8-flash"],
             "outcomes": {"empty": 1, "complete": 1},
         }
