@@ -9,6 +9,7 @@ from pathlib import Path
 
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
+from superexam_rq import logs
 from superexam_rq.app import create_app
 from superexam_rq.config import Settings
 from superexam_rq.dashboard import create_dashboard
@@ -16,7 +17,9 @@ from superexam_rq.errors import ConfigError
 
 try:
     settings = Settings.from_env(os.environ, Path(".env"))
-    app, dashboard = create_app(settings), create_dashboard(settings)
+    logs.configure(settings)
+    app, pages = create_app(settings), create_dashboard(settings)
 except ConfigError as error:
     sys.exit(f"superexam: {error}")
-app.wsgi_app = DispatcherMiddleware(app.wsgi_app, {"/dashboard": dashboard})  # type: ignore[method-assign]
+app.wsgi_app = logs.RequestLog(DispatcherMiddleware(app.wsgi_app, {"/dashboard": pages}))  # type: ignore[method-assign]
+dashboard = logs.RequestLog(pages)

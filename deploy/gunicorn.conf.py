@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from superexam_rq import logs
 from superexam_rq.config import Settings
 from superexam_rq.errors import ConfigError
 
@@ -27,6 +28,8 @@ timeout = 60
 graceful_timeout = 30
 keepalive = 65
 loglevel = _settings.log_level.lower()
+# Requests are logged by the application, which knows caller and job.
+logconfig_dict = logs.config(_settings)
 
 
 def post_worker_init(worker: Any) -> None:

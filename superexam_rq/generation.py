@@ -47,6 +47,7 @@ from superexam_rq.errors import (
     PdfInvalid,
     PermanentError,
     RateLimited,
+    SuperExamError,
 )
 from superexam_rq.gemini import (
     MAX_PDF,
@@ -109,6 +110,13 @@ _WARNINGS = {
 # What another run need not try again; the others cost nothing, or may go better.
 _FINAL = frozenset({"", _BLOCKED, _RECITED})
 _MAX_WARNING = 120
+# How a call that failed is counted; others by their error's code.
+_ERROR_OUTCOMES: Mapping[type[SuperExamError], str] = {
+    RateLimited: "rate_limited",
+    GeminiSlow: "timeout",
+    GeminiRequestRefused: "refused",
+    RequestAdapted: "adapted",
+}
 
 
 class SupportsCheckpoints(Protocol):
@@ -167,6 +175,7 @@ class Cost:
     calls: int = 0
     retries: int = 0
     cached_batches: int = 0
+    outcomes: dict[str, int] = field(default_factory=dict)
     usage: dict[str, Usage] = field(default_factory=dict)
 
     def add(self, model: str, usage: Usage) -> None:
@@ -175,9 +184,10 @@ class Cost:
 
     def summary(self) -> dict[str, Any]:
         """Return it as JSON, with an estimate in USD, or None if a model has no known price."""
-        total = sum(self.usage.values(), Usage())
+        by_model = dict(self.usage)  # copied at once: other threads add to it while a run goes on
+        total = sum(by_model.values(), Usage())
         today = datetime.now(UTC).date()
-        amounts = [prices.estimate(model, usage, today) for model, usage in self.usage.items()]
+        amounts = [prices.estimate(model, usage, today) for model, usage in by_model.items()]
         known = [amount for amount in amounts if amount is not None]
         return {
             "calls": self.calls,
@@ -188,7 +198,8 @@ class Cost:
             "thought_tokens": total.thought_tokens,
             "usd": round(sum(known), 6) if len(known) == len(amounts) else None,
             "prices_as_of": prices.AS_OF.isoformat(),
-            "models": sorted(self.usage),
+            "models": sorted(by_model),
+            "outcomes": dict(self.outcomes),
         }
 
 
@@ -440,7 +451,7 @@ class _Run:
                 self.cost.retries += asked + adapted > 0
             self.last_call = time.monotonic()
             try:
-                answer = self.client.generate(request, timeout=self.settings.gemini_timeout)
+                answer = self._call(request)
             except RequestAdapted:
                 adapted += 1
                 if adapted > _MAX_ADAPTED:
@@ -467,6 +478,20 @@ class _Run:
                 self.answered = True
                 self.cost.add(answer.model_version or ask.model, answer.usage)
             return answer, replace(part, asked=asked + 1)
+
+    def _call(self, request: ModelRequest) -> ModelAnswer:
+        """Call the model once, and count what came of it: the answer's outcome, or what kind of error."""
+        outcome = "internal"
+        try:
+            answer = self.client.generate(request, timeout=self.settings.gemini_timeout)
+            outcome = answer.outcome.value
+        except SuperExamError as error:
+            outcome = _ERROR_OUTCOMES.get(type(error), error.code)
+            raise
+        finally:
+            with self.lock:
+                self.cost.outcomes[outcome] = self.cost.outcomes.get(outcome, 0) + 1
+        return answer
 
     def _count_refusal(self) -> None:
         """Count a refused request; raises if it is not the pages that Gemini dislikes."""
