@@ -12,6 +12,7 @@ from redis import Redis
 from superexam_rq import auth, openapi, queueing, views
 from superexam_rq.config import Settings
 from superexam_rq.events import Hub
+from superexam_rq.settling import Settler
 
 
 def create_app(
@@ -23,12 +24,15 @@ def create_app(
     """Return the API for these settings; opens no connection yet. Its `extensions["hub"]` holds the event streams."""
     app = Flask("superexam_rq", static_folder=None)
     app.json.sort_keys = False  # type: ignore[attr-defined]
+    # A redirect would be an answer outside the contract. Slashes that lead are dropped all the same, as when the
+    # website's URL of this service ends with one.
+    app.url_map.merge_slashes = False
     queue = queueing.JobQueue(connect(settings), settings, time.time)
     hub = app.extensions["hub"] = Hub(queue, settings)
     verify = auth.GoogleTokens(settings, google_certs_url) if settings.google_id_token_audience else None
     views.register_guard(app, auth.Guard(settings, verify), settings)
     limiter = auth.create_limiter(app, settings, connect)
-    app.register_blueprint(views.create_blueprint(queue, hub, limiter, settings))
+    app.register_blueprint(views.create_blueprint(queue, hub, Settler(queue), limiter, settings))
     app.register_blueprint(openapi.create_blueprint(settings))
     views.register_errors(app, limiter)
     if settings.cors_origins:

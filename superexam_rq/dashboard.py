@@ -9,7 +9,6 @@ retries. What the actions do to a job is `queueing`'s and RQ's.
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -21,19 +20,16 @@ from urllib.parse import urlsplit
 from flask import Flask, Response, abort, current_app, jsonify, request
 from flask.typing import ResponseReturnValue
 from markupsafe import escape
-from redis import Redis
 from redis.exceptions import RedisError
 from rq import Queue, Worker
-from rq.command import send_stop_job_command
-from rq.exceptions import DeserializationError, InvalidJobOperation, NoSuchJobError
+from rq.exceptions import DeserializationError, NoSuchJobError
 from rq.job import Job, JobStatus
 from rq.registry import BaseRegistry
 from rq.serializers import JSONSerializer
 from rq.worker import BaseWorker
 from rq_dashboard import web
-from werkzeug.middleware.proxy_fix import ProxyFix
 
-from superexam_rq import queueing
+from superexam_rq import auth, lifecycle, queueing
 from superexam_rq.config import Settings
 from superexam_rq.views import RETRY_AFTER_SECONDS
 
@@ -58,8 +54,8 @@ def create_dashboard(settings: Settings) -> Flask:
     """Return the dashboard for these settings; it works under any mount point and opens no connection yet."""
     # The pages ask for the icon as a static file of the app, for the rest as the blueprint's: it is one folder.
     app = Flask("superexam_rq.dashboard", static_folder=web.blueprint.static_folder)
-    connection = queueing.connect(settings)
-    app.redis_conn = connection  # type: ignore[attr-defined]  # where rq-dashboard's own views look for it
+    jobs = queueing.JobQueue(queueing.connect(settings), settings)
+    app.redis_conn = jobs.connection  # type: ignore[attr-defined]  # where rq-dashboard's own views look for it
     app.config["RQ_DASHBOARD_REDIS_URL"] = (_shown_address(settings.redis_url),)
     app.config["RQ_DASHBOARD_POLL_INTERVAL"] = POLL_INTERVAL_MS
     app.register_blueprint(web.blueprint)
@@ -69,15 +65,11 @@ def create_dashboard(settings: Settings) -> Flask:
     app.before_request(_check_origin)
     app.before_request(partial(_check_arguments, settings))
     app.after_request(_harden)
-    app.view_functions.update({f"{web.blueprint.name}.{name}": view for name, view in _views(connection).items()})
+    app.view_functions.update({f"{web.blueprint.name}.{name}": view for name, view in _views(jobs).items()})
     app.add_url_rule("/health/live", LIVE, lambda: {"status": "alive"})
     app.register_error_handler(NoSuchJobError, _no_such_job)
     app.register_error_handler(RedisError, _redis_away)
-    proxies = settings.trusted_proxies
-    if proxies:
-        app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
-            app.wsgi_app, x_for=proxies, x_proto=proxies, x_host=proxies, x_prefix=proxies
-        )
+    app.wsgi_app = auth.behind_proxies(app.wsgi_app, settings)  # type: ignore[method-assign]
     return app
 
 
@@ -91,7 +83,7 @@ def _check_login(settings: Settings) -> ResponseReturnValue | None:
     if request.endpoint == LIVE:
         return None
     if not settings.dashboard_password:
-        if _from_loopback(settings):
+        if auth.is_on_this_machine(request.environ, settings.trusted_proxies):
             return None
         return _text(403, "The dashboard is open to this machine only: set DASHBOARD_PASSWORD to log in from elsewhere")
     login = request.authorization
@@ -104,25 +96,6 @@ def _check_login(settings: Settings) -> ResponseReturnValue | None:
     answer = _text(401, "Log in with DASHBOARD_USERNAME and DASHBOARD_PASSWORD")
     answer.headers["WWW-Authenticate"] = 'Basic realm="SuperExam dashboard", charset="UTF-8"'
     return answer
-
-
-def _from_loopback(settings: Settings) -> bool:
-    """Say whether the caller is on this machine.
-
-    Not if a proxy passed the call on that the settings don't know, and not under a foreign host name: a page
-    elsewhere can have its own name resolve to 127.0.0.1.
-    """
-    if not settings.trusted_proxies and ("X-Forwarded-For" in request.headers or "Forwarded" in request.headers):
-        return False
-    host = urlsplit(f"//{request.host}").hostname or ""
-    return _is_loopback(request.remote_addr or "") and (host == "localhost" or _is_loopback(host))
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
 
 
 def _check_origin() -> ResponseReturnValue | None:
@@ -144,11 +117,9 @@ def _check_arguments(settings: Settings) -> None:
     arguments = request.view_args or {}
     if arguments.get("instance_number", 0) != 0:
         abort(404)
-    if arguments.get("registry_name", "queued") not in REGISTRIES or arguments.get("order", "asc") not in {
-        "asc",
-        "dsc",
-    }:
-        abort(404)
+    for name, words in (("registry_name", REGISTRIES), ("order", ORDERS)):
+        if arguments.get(name, words[0]) not in words:
+            abort(404)
     for name, most in (("page", 10**9), ("per_page", MAX_PER_PAGE)):
         text = str(arguments.get(name, 1))
         if not (text.isascii() and text.isdigit() and 1 <= int(text) <= most):
@@ -169,9 +140,12 @@ def _no_such_job(_error: Exception) -> ResponseReturnValue:
     return _text(404, "There is no such job; it may have ended long ago")
 
 
-def _redis_away(error: Exception) -> ResponseReturnValue:
-    log.warning("Redis is away: %s", type(error).__name__)
-    answer = _text(503, "Redis can't be reached; try again soon")
+def _redis_away(error: RedisError) -> ResponseReturnValue:
+    reason = queueing.away(error)
+    if reason is None:
+        raise error
+    log.warning("dashboard: %s", reason)
+    answer = _text(503, f"{reason}; try again soon")
     answer.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return answer
 
@@ -204,8 +178,9 @@ def _meta(job: Job) -> Mapping[str, Any]:
         return {}
 
 
-def _views(connection: Redis) -> dict[str, Callable[..., ResponseReturnValue]]:
+def _views(jobs: queueing.JobQueue) -> dict[str, Callable[..., ResponseReturnValue]]:
     """Return the views that stand in for rq-dashboard's, by their names there."""
+    connection = jobs.connection
 
     def fetch(job_id: str) -> Job:
         return Job.fetch(job_id, connection=connection, serializer=JSONSerializer)
@@ -222,7 +197,7 @@ def _views(connection: Redis) -> dict[str, Callable[..., ResponseReturnValue]]:
     ) -> ResponseReturnValue:
         size, number = int(per_page), int(page)
         total, job_ids = _page(queue_of(queue_name), registry_name, (number - 1) * size, size, order == "dsc")
-        jobs = Job.fetch_many(job_ids, connection=connection, serializer=JSONSerializer)
+        found = Job.fetch_many(job_ids, connection=connection, serializer=JSONSerializer)
         link = partial(
             _link, instance_number=instance_number, queue_name=queue_name, registry_name=registry_name,
             per_page=per_page, order=order,
@@ -239,7 +214,7 @@ def _views(connection: Redis) -> dict[str, Callable[..., ResponseReturnValue]]:
             pagination["prev_page"] = link(number - 1)
         if number < last:
             pagination["next_page"] = link(number + 1)
-        rows = [_list_row(job) for job in jobs if job is not None]
+        rows = [_list_row(job) for job in found if job is not None]
         return _json(name=queue_name, registry_name=registry_name, jobs=rows, pagination=pagination)
 
     def job_info(job_id: str, **_instance: int) -> ResponseReturnValue:
@@ -273,28 +248,28 @@ def _views(connection: Redis) -> dict[str, Callable[..., ResponseReturnValue]]:
         return _json(workers=sorted(_escaped(rows), key=lambda row: (row["state"], row["name"])))
 
     def delete_job_view(job_id: str) -> ResponseReturnValue:
-        _delete(connection, fetch(job_id))
+        _delete(jobs, fetch(job_id))
         return _json(status="OK")
 
     def requeue_job_view(job_id: str) -> ResponseReturnValue:
         job = fetch(job_id)
-        if not _requeue(job):
-            return _text(409, "Only a failed job can be queued again")
+        if not _requeue(jobs, job):
+            return _text(409, "Only a failed job whose document has no other live job can be queued again")
         return _json(status="OK")
 
     def requeue_all(queue_name: str) -> ResponseReturnValue:
         job_ids = queue_of(queue_name).failed_job_registry.get_job_ids(cleanup=False)
-        jobs = Job.fetch_many(job_ids, connection=connection, serializer=JSONSerializer)
-        count = sum(_requeue(job) for job in jobs if job is not None)
+        failed = Job.fetch_many(job_ids, connection=connection, serializer=JSONSerializer)
+        count = sum(_requeue(jobs, job) for job in failed if job is not None)
         return _json(status="OK", count=count)
 
     def empty_queue(queue_name: str, registry_name: str) -> ResponseReturnValue:
         queue = queue_of(queue_name)
         _total, job_ids = _page(queue, registry_name, 0, 0, newest_first=False)
-        jobs = Job.fetch_many(job_ids, connection=connection, serializer=JSONSerializer)
-        for job_id, job in zip(job_ids, jobs, strict=True):
+        found = Job.fetch_many(job_ids, connection=connection, serializer=JSONSerializer)
+        for job_id, job in zip(job_ids, found, strict=True):
             if job is not None:
-                _delete(connection, job)
+                _delete(jobs, job)
             elif registry_name == "queued":
                 queue.remove(job_id)
             else:
@@ -388,27 +363,27 @@ def _traceback(job: Job) -> str | None:
     return result.exc_string if result is not None else None
 
 
-def _requeue(job: Job) -> bool:
-    """Queue a failed job again with all its retries; False for a job in another state."""
-    if job.get_status() is not JobStatus.FAILED:
+def _requeue(jobs: queueing.JobQueue, job: Job) -> bool:
+    """Queue a failed job of ours again with all its retries; False for any other job."""
+    if job.get_status() is not JobStatus.FAILED or job.origin != jobs.queue.name:
         return False
-    job.retries_left = int(_meta(job).get("max_attempts", 1)) - 1
     try:
-        job.failed_job_registry.requeue(job)
-    except InvalidJobOperation:  # someone else was faster
+        lifecycle.retry(jobs, job.id)
+    except (lifecycle.NotFound, lifecycle.NotRetryable, lifecycle.DocumentBusy):
         return False
     return True
 
 
-def _delete(connection: Redis, job: Job) -> None:
-    """Delete a job; a running one is stopped instead, since without its hash it would run on unseen."""
-    if job.get_status() is not JobStatus.STARTED:
-        job.delete(delete_dependents=True)
-        return
-    try:
-        send_stop_job_command(connection, job.id, serializer=JSONSerializer)
-    except InvalidJobOperation:  # it ended in the meantime
-        job.delete(delete_dependents=True)
+def _delete(jobs: queueing.JobQueue, job: Job) -> None:
+    """Delete a job; a running one is cancelled instead, since without its hash it would run on unseen."""
+    if job.get_status() is JobStatus.STARTED:
+        try:
+            lifecycle.cancel(jobs, job.id)
+        except (lifecycle.NotFound, lifecycle.NotCancellable):
+            pass  # it ended in the meantime
+        else:
+            return
+    job.delete(delete_dependents=True)
 
 
 def _escaped(value: Any) -> Any:

@@ -19,6 +19,7 @@
      │   ├─ GeminiUnavailable     gemini_unavailable
      │   │   └─ RateLimited       gemini_unavailable, with the delay that the server stated
      │   ├─ FirestoreUnavailable  firestore_unavailable
+     │   ├─ UploadsUnavailable    internal (in `uploads`)
      │   ├─ JobTimeout            job_timeout
      │   └─ WorkerLost            worker_lost
      └─ Superseded                no failure at all: another run owns the document; stop, touch nothing

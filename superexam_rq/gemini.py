@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 _PDF = "application/pdf"
 _JSON = "application/json"
+# Bytes of a PDF that are sent at most: Google takes 50 MB inline (ai.google.dev/gemini-api/docs/file-input-methods).
+MAX_PDF = 45_000_000
 
 # Contract §6. No bounds or patterns: Gemini counts them against a budget and answers 400 (googleapis/python-genai
 # issue 2170). Fields are emitted in the order of `required`, so the evidence comes before the answer.
@@ -223,7 +225,8 @@ class GenerativeAiClient:
         model._client = self._client
         try:
             model.generate_content(
-                [{"mime_type": _PDF, "data": request.pdf}, request.prompt],
+                # Whole contents: of bare parts the SDK first builds an error text that spells out the PDF's bytes.
+                [{"role": "user", "parts": [{"mime_type": _PDF, "data": request.pdf}, request.prompt]}],
                 generation_config={"response_mime_type": _JSON, "response_schema": dict(request.response_schema)},
                 # The SDK's default is to ask again for up to 600 s.
                 request_options={"timeout": timeout, "retry": None},

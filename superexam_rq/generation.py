@@ -10,6 +10,7 @@ truncated              asked in halves; of a single page the complete questions 
 recitation             once more with the wish to paraphrase, then page by page, then left out
 blocked                left out
 nothing, not JSON      once more, then left out
+too large to be sent   asked in halves
 request refused (400)  asked in halves; a single page is left out. Nothing else works either: the run fails
 too slow (504)         asked in halves
 429 with a delay       all workers wait, then once more
@@ -28,11 +29,12 @@ import logging
 import queue
 import random
 import threading
+import time
 from collections import defaultdict
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from superexam_rq import prices
 from superexam_rq.checkpoints import Checkpoint, digest
@@ -42,16 +44,29 @@ from superexam_rq.errors import (
     GeminiRequestRefused,
     GeminiUnavailable,
     NoQuestions,
+    PdfInvalid,
     PermanentError,
     RateLimited,
+    SuperExamError,
 )
-from superexam_rq.gemini import GeminiClient, GeminiSlow, ModelAnswer, ModelRequest, Outcome, RequestAdapted, Usage
+from superexam_rq.gemini import (
+    MAX_PDF,
+    GeminiClient,
+    GeminiSlow,
+    ModelAnswer,
+    ModelRequest,
+    Outcome,
+    RequestAdapted,
+    Usage,
+)
 from superexam_rq.pdf import name_pages
 from superexam_rq.questions import parse_answer
 from superexam_rq.throttle import MAX_PAUSE
 
+_T = TypeVar("_T")
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from superexam_rq.config import Settings
 
@@ -71,6 +86,8 @@ _MAX_REFUSED = 12
 _MAX_ADAPTED = 3
 # Seconds between looks at `stop`, and between reports of a progress that does not move.
 _TICK = 0.5
+# Seconds without a new call after which the caller's thread may do other work: cuts and requests go first.
+_LULL = 0.03
 # Seconds that a failed run waits for the calls under way: what they answer is paid for, and kept.
 _WIND_DOWN = 60.0
 
@@ -80,17 +97,26 @@ Use your own words throughout: paraphrase, never repeat a passage of the documen
 Keep each sourceQuote to at most eight words."""
 
 # Why a part has no questions, or not all; the keys are kept in checkpoints.
-_BLOCKED, _RECITED, _UNUSABLE, _REFUSED, _CUT_SHORT = "blocked", "recited", "unusable", "refused", "cut short"
+_BLOCKED, _RECITED, _UNUSABLE = "blocked", "recited", "unusable"
+_REFUSED, _DAMAGED, _CUT_SHORT = "refused", "damaged", "cut short"
 _WARNINGS = {
     _BLOCKED: "No questions from {}: refused by the model's filters",
     _RECITED: "No questions from {}: the model would have copied the text word for word",
     _UNUSABLE: "No questions from {}: the model gave no usable answer",
     _REFUSED: "No questions from {}: Gemini could not read the PDF there",
+    _DAMAGED: "No questions from {}: the PDF is damaged there",
     _CUT_SHORT: "Perhaps not all questions from {}: the answer was cut short",
 }
 # What another run need not try again; the others cost nothing, or may go better.
 _FINAL = frozenset({"", _BLOCKED, _RECITED})
 _MAX_WARNING = 120
+# How a call that failed is counted; others by their error's code.
+_ERROR_OUTCOMES: Mapping[type[SuperExamError], str] = {
+    RateLimited: "rate_limited",
+    GeminiSlow: "timeout",
+    GeminiRequestRefused: "refused",
+    RequestAdapted: "adapted",
+}
 
 
 class SupportsCheckpoints(Protocol):
@@ -125,7 +151,10 @@ class Ask:
 
 @dataclass(frozen=True)
 class Source:
-    """Give the document: a digest of its bytes, and a PDF of some of its pages (1-based), made when it is needed."""
+    """Give the document: a digest of its bytes, and a PDF of some of its pages (1-based), made when it is needed.
+
+    `cut` raises `PdfInvalid` if it can read none of the pages.
+    """
 
     digest: str
     cut: Callable[[Sequence[int]], bytes]
@@ -146,6 +175,7 @@ class Cost:
     calls: int = 0
     retries: int = 0
     cached_batches: int = 0
+    outcomes: dict[str, int] = field(default_factory=dict)
     usage: dict[str, Usage] = field(default_factory=dict)
 
     def add(self, model: str, usage: Usage) -> None:
@@ -154,9 +184,10 @@ class Cost:
 
     def summary(self) -> dict[str, Any]:
         """Return it as JSON, with an estimate in USD, or None if a model has no known price."""
-        total = sum(self.usage.values(), Usage())
+        by_model = dict(self.usage)  # copied at once: other threads add to it while a run goes on
+        total = sum(by_model.values(), Usage())
         today = datetime.now(UTC).date()
-        amounts = [prices.estimate(model, usage, today) for model, usage in self.usage.items()]
+        amounts = [prices.estimate(model, usage, today) for model, usage in by_model.items()]
         known = [amount for amount in amounts if amount is not None]
         return {
             "calls": self.calls,
@@ -167,13 +198,14 @@ class Cost:
             "thought_tokens": total.thought_tokens,
             "usd": round(sum(known), 6) if len(known) == len(amounts) else None,
             "prices_as_of": prices.AS_OF.isoformat(),
-            "models": sorted(self.usage),
+            "models": sorted(by_model),
+            "outcomes": dict(self.outcomes),
         }
 
 
 @dataclass(frozen=True)
 class Generation:
-    """Hold the answers in reading order, and what the reader of the exam should know of the rest."""
+    """Hold the batches with questions in reading order, and what the reader of the exam should know of the rest."""
 
     results: list[BatchResult]
     warnings: list[str]
@@ -222,19 +254,23 @@ def generate(
     cost: Cost,
     progress: Callable[[int, int], None],
     stop: threading.Event,
+    take: Callable[[BatchResult], None] = lambda _result: None,
+    meanwhile: Iterable[object] = (),
     parse: Callable[..., list[Any]] = parse_answer,
 ) -> Generation:
     """Ask for every batch of pages, up to `GEMINI_CONCURRENCY` at once, and return what came in reading order.
 
     `progress(pages done, pages in all)` is called from this thread, at least every second; what it raises ends
-    the run. Setting `stop` ends it too; so does a signal's exception in this thread (a time-out, a cancellation):
+    the run. So are `take`, with each batch that has questions, in the order in which they come, and `meanwhile`,
+    which is asked for its next while there is nothing else to do but wait: what it does should take milliseconds.
+    Setting `stop` ends it too; so does a signal's exception in this thread (a time-out, a cancellation):
     nothing new is called then. `generate` sets `stop` itself when it fails. `cost` is counted up while the run
     lasts, so that it is known of a failed run as well.
 
     Raises `Cancelled` if `stop` was set from outside, what `GeminiClient.generate` raises, `Blocked` if the
     model's filters refused everything, and `NoQuestions` if nothing came of the document.
     """
-    run = _Run(source, ask, client, throttle, checkpoints, settings, cost, progress, stop, parse)
+    run = _Run(source, ask, client, throttle, checkpoints, settings, cost, progress, stop, take, iter(meanwhile), parse)
     return run.generate([tuple(batch) for batch in batches])
 
 
@@ -249,11 +285,14 @@ class _Run:
     cost: Cost
     progress: Callable[[int, int], None]
     stop: threading.Event
+    take: Callable[[BatchResult], None]
+    meanwhile: Iterator[object]
     parse: Callable[..., list[Any]]
     lock: threading.Lock = field(default_factory=threading.Lock)
     refused: int = 0
     answered: bool = False
     failed: bool = False
+    last_call: float = field(default_factory=time.monotonic)
 
     # --- in the caller's thread ---------------------------------------------------------------------------------------
 
@@ -278,7 +317,7 @@ class _Run:
                 if self.stop.is_set() and not self.failed:
                     raise _stopped()
                 with contextlib.suppress(queue.Empty):
-                    future = ended.get(timeout=_TICK)
+                    future = self._next(ended)
                     if error := future.exception():
                         raise self._give_up(error, running)
                     part = running.pop(future)
@@ -288,6 +327,8 @@ class _Run:
                     if not parts:
                         settled[part.place] = part.pages, checkpoint
                         done += len(part.pages)
+                        if checkpoint.items:
+                            self.take(BatchResult(part.pages, checkpoint.items))
         finally:
             # Whatever was raised, be it by a signal: nothing new is called.
             if running:
@@ -295,6 +336,16 @@ class _Run:
             pool.shutdown(wait=False, cancel_futures=True)
         self.progress(total, total)
         return _finish([settled[place] for place in sorted(settled)])
+
+    def _next(self, ended: queue.SimpleQueue[_T]) -> _T:
+        """Return what ended next, doing other work meanwhile; raises `queue.Empty` after a tick."""
+        until = time.monotonic() + _TICK
+        while (now := time.monotonic()) < until:
+            with contextlib.suppress(queue.Empty):
+                return ended.get(timeout=max(0.0, min(self.last_call + _LULL, until) - now))
+            if next(self.meanwhile, self) is self:
+                break
+        return ended.get(timeout=max(0.0, until - now))
 
     def _give_up(self, error: BaseException, running: Iterable[Future[Any]]) -> BaseException:
         """Start nothing new, let the calls under way end, and return the error that says most."""
@@ -340,7 +391,13 @@ class _Run:
 
     def _ask_for(self, part: _Part) -> tuple[Checkpoint, list[_Part]]:
         single = len(part.pages) == 1
-        pdf = self.source.cut(part.pages)
+        try:
+            pdf = self.source.cut(part.pages)
+        except PdfInvalid as error:
+            log.warning("%s", error)
+            return Checkpoint(missing=_DAMAGED), []
+        if len(pdf) > MAX_PDF and not single:
+            return Checkpoint(), part.halves()
         unusable = 0
         while True:
             try:
@@ -392,8 +449,9 @@ class _Run:
             with self.lock:
                 self.cost.calls += 1
                 self.cost.retries += asked + adapted > 0
+            self.last_call = time.monotonic()
             try:
-                answer = self.client.generate(request, timeout=self.settings.gemini_timeout)
+                answer = self._call(request)
             except RequestAdapted:
                 adapted += 1
                 if adapted > _MAX_ADAPTED:
@@ -420,6 +478,20 @@ class _Run:
                 self.answered = True
                 self.cost.add(answer.model_version or ask.model, answer.usage)
             return answer, replace(part, asked=asked + 1)
+
+    def _call(self, request: ModelRequest) -> ModelAnswer:
+        """Call the model once, and count what came of it: the answer's outcome, or what kind of error."""
+        outcome = "internal"
+        try:
+            answer = self.client.generate(request, timeout=self.settings.gemini_timeout)
+            outcome = answer.outcome.value
+        except SuperExamError as error:
+            outcome = _ERROR_OUTCOMES.get(type(error), error.code)
+            raise
+        finally:
+            with self.lock:
+                self.cost.outcomes[outcome] = self.cost.outcomes.get(outcome, 0) + 1
+        return answer
 
     def _count_refusal(self) -> None:
         """Count a refused request; raises if it is not the pages that Gemini dislikes."""
@@ -450,6 +522,8 @@ def _finish(settled: list[tuple[Pages, Checkpoint]]) -> Generation:
             raise Blocked("Everything was blocked by the model's filters: it writes no questions about this document")
         if reasons == {_REFUSED}:
             raise _all_refused()
+        if reasons == {_DAMAGED}:
+            raise PdfInvalid("The PDF is damaged: none of its pages can be read")
         if _UNUSABLE in reasons:
             raise NoQuestions("The model gave no usable answer for this document: try again, or other prompts")
         raise NoQuestions("The model found nothing in this document to ask about")
@@ -463,6 +537,11 @@ def _stopped() -> Cancelled:
 
 def _all_refused() -> GeminiRequestRefused:
     return GeminiRequestRefused("Gemini refuses every request for this document as invalid: check schema and prompts")
+
+
+def damage(pages: Sequence[int]) -> list[str]:
+    """Return the warning, if any, about pages that were not sent because the PDF is damaged there."""
+    return [_warning(_DAMAGED, pages)] if pages else []
 
 
 def _warning(reason: str, pages: Sequence[int]) -> str:

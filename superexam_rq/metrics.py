@@ -31,16 +31,18 @@ from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import RedisError
 from rq import Queue
+from rq.defaults import RQ_KEY_PREFIX
 from rq.job import Job
 from rq.suspension import WORKERS_SUSPENDED
 from rq.utils import utcparse
 from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
 from superexam_rq import __version__
-from superexam_rq.config import Settings
 
 log = logging.getLogger(__name__)
 
+# A job that RQ hands over knows no settings; the prefix is the same (`queueing.check_key_prefix`).
+KEY = f"{RQ_KEY_PREFIX}:metrics"
 COUNTERS_TTL = 90 * 86400
 
 # How many jobs at the front of the queue are looked at to find the oldest: jobs with priority are put before it.
@@ -104,7 +106,7 @@ COST = Counter("superexam_gemini_cost_usd", "Estimated price of the calls, in US
 HITS = Counter("superexam_checkpoint_hits", "Batches of pages taken from an earlier run's answers, not asked again.")
 COUNTERS = (JOBS, SUBMISSIONS, RETRIES, QUESTIONS, CALLS, TOKENS, COST, HITS)
 
-RUN = Histogram("superexam_job_run_seconds", "How long a job's last run took, for jobs that ran.", RUN_BUCKETS)
+RUN = Histogram("superexam_job_run_seconds", "How long the last run of a completed or failed job took.", RUN_BUCKETS)
 WAIT = Histogram("superexam_queue_wait_seconds", "How long a job waited in the queue before a run.", WAIT_BUCKETS)
 HISTOGRAMS = (RUN, WAIT)
 
@@ -123,21 +125,20 @@ def recording(connection: Redis) -> Iterator[Pipeline]:
             log.warning("not counted: %s", type(error).__name__)
 
 
-def record_submission(pipe: Pipeline, settings: Settings, outcome: str) -> None:
+def record_submission(pipe: Pipeline, outcome: str) -> None:
     """Count a submission: "queued" or "duplicate"."""
-    _count(pipe, settings, SUBMISSIONS, (outcome,))
+    _count(pipe, SUBMISSIONS, (outcome,))
 
 
-def record_start(pipe: Pipeline, settings: Settings, *, wait: float, attempt: int) -> None:
+def record_start(pipe: Pipeline, *, wait: float, attempt: int) -> None:
     """Count the start of a run that waited `wait` seconds in the queue; `attempt` counts from 1."""
-    _observe(pipe, settings, WAIT, wait)
+    _observe(pipe, WAIT, wait)
     if attempt > 1:
-        _count(pipe, settings, RETRIES)
+        _count(pipe, RETRIES)
 
 
 def record_end(
     pipe: Pipeline,
-    settings: Settings,
     *,
     status: str,
     error_code: str | None = None,
@@ -145,11 +146,11 @@ def record_end(
     questions: int = 0,
 ) -> None:
     """Count the end of a job: "completed", "failed" or "cancelled"; `seconds` of its last run, if it ran."""
-    _count(pipe, settings, JOBS, (status, (error_code or "internal") if status == "failed" else ""))
+    _count(pipe, JOBS, (status, (error_code or "internal") if status == "failed" else ""))
     if seconds is not None:
-        _observe(pipe, settings, RUN, seconds)
+        _observe(pipe, RUN, seconds)
     if questions:
-        _count(pipe, settings, QUESTIONS, amount=questions)
+        _count(pipe, QUESTIONS, amount=questions)
 
 
 class UsageRecorder:
@@ -159,9 +160,8 @@ class UsageRecorder:
     (or None), `cached_batches`.
     """
 
-    def __init__(self, connection: Redis, settings: Settings, summary: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(self, connection: Redis, summary: Callable[[], Mapping[str, Any]]) -> None:
         self._connection = connection
-        self._settings = settings
         self._summary = summary
         self._counted: dict[tuple[Counter, tuple[str, ...]], float] = {}
         self._lock = threading.Lock()
@@ -175,7 +175,7 @@ class UsageRecorder:
         with recording(self._connection) as pipe:
             for (counter, labels), amount in rises.items():
                 if amount > 0:
-                    _count(pipe, self._settings, counter, labels, amount)
+                    _count(pipe, counter, labels, amount)
 
 
 def _usage_counts(usage: Mapping[str, Any]) -> dict[tuple[Counter, tuple[str, ...]], float]:
@@ -188,50 +188,44 @@ def _usage_counts(usage: Mapping[str, Any]) -> dict[tuple[Counter, tuple[str, ..
     return counts
 
 
-def _key(settings: Settings) -> str:
-    return settings.key("metrics")
-
-
 def _field(name: str, labels: Sequence[str]) -> str:
     return "|".join((name, *labels))
 
 
-def _count(
-    pipe: Pipeline, settings: Settings, counter: Counter, labels: tuple[str, ...] = (), amount: float = 1
-) -> None:
-    _add(pipe, settings, _field(counter.name, labels), amount)
+def _count(pipe: Pipeline, counter: Counter, labels: tuple[str, ...] = (), amount: float = 1) -> None:
+    _add(pipe, _field(counter.name, labels), amount)
 
 
-def _observe(pipe: Pipeline, settings: Settings, histogram: Histogram, seconds: float) -> None:
+def _observe(pipe: Pipeline, histogram: Histogram, seconds: float) -> None:
     seconds = max(seconds, 0.0)
     place = bisect_left(histogram.bounds, seconds)
     bound = _bound(histogram.bounds[place]) if place < len(histogram.bounds) else "+Inf"
-    _add(pipe, settings, _field(f"{histogram.name}_bucket", (bound,)), 1)
-    _add(pipe, settings, f"{histogram.name}_sum", round(float(seconds), 3))
+    _add(pipe, _field(f"{histogram.name}_bucket", (bound,)), 1)
+    _add(pipe, f"{histogram.name}_sum", round(float(seconds), 3))
 
 
 def _bound(seconds: int) -> str:
     return str(float(seconds))
 
 
-def _add(pipe: Pipeline, settings: Settings, name: str, amount: float) -> None:
+def _add(pipe: Pipeline, name: str, amount: float) -> None:
     if isinstance(amount, int):
-        pipe.hincrby(_key(settings), name, amount)
+        pipe.hincrby(KEY, name, amount)
     else:
-        pipe.hincrbyfloat(_key(settings), name, amount)
-    pipe.expire(_key(settings), COUNTERS_TTL)
+        pipe.hincrbyfloat(KEY, name, amount)
+    pipe.expire(KEY, COUNTERS_TTL)
 
 
 # Telling
 
 
-def exposition(queue: Queue, settings: Settings, accept: str = "") -> tuple[bytes, str]:
+def exposition(queue: Queue, accept: str = "") -> tuple[bytes, str]:
     """Return the metrics as text and its content type, in the format that an `Accept` header asks for.
 
     Raises redis' errors where Redis is away: a scrape that fails is what Prometheus' `up` is for.
     """
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(RedisCollector(queue, settings))
+    registry.register(RedisCollector(queue))
     encode, content_type = choose_encoder(accept)
     return encode(registry), content_type
 
@@ -239,16 +233,15 @@ def exposition(queue: Queue, settings: Settings, accept: str = "") -> tuple[byte
 class RedisCollector(Collector):
     """Read all metrics from Redis in two round trips."""
 
-    def __init__(self, queue: Queue, settings: Settings, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, queue: Queue, clock: Callable[[], float] = time.time) -> None:
         self._queue = queue
-        self._settings = settings
         self._clock = clock
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric; raises redis' errors."""
         connection = self._queue.connection
         with connection.pipeline(transaction=False) as pipe:
-            pipe.hgetall(_key(self._settings))
+            pipe.hgetall(KEY)
             pipe.llen(self._queue.key)
             pipe.lrange(self._queue.key, 0, FRONT - 1)
             pipe.smembers(WORKERS_BY_QUEUE_KEY % self._queue.name)

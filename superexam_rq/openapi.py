@@ -226,6 +226,22 @@ def _paths() -> dict[str, dict[str, Any]]:
                 ],
             )
         },
+        "/metrics": {
+            "get": _operation(
+                "Tell the metrics",
+                {
+                    200: {
+                        "description": "Prometheus text, or OpenMetrics where the Accept header asks for it.",
+                        "content": {
+                            "text/plain": {"schema": {"type": "string"}},
+                            "application/openmetrics-text": {"schema": {"type": "string"}},
+                        },
+                    },
+                    **_guarded(),
+                },
+                operationId="metrics",
+            )
+        },
         "/health": {
             "get": _operation(
                 "Tell whether the service can take jobs",

@@ -17,7 +17,7 @@ from pypdfium2 import PdfDocument, PdfiumError
 from superexam_rq.errors import PdfInvalid
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from types import TracebackType
 
 # PDFium keeps state for the whole process and is not thread-safe, not even between two documents.
@@ -89,6 +89,21 @@ class Document:
         """Give the document's memory back."""
         with _PDFIUM:
             self._document.close()
+
+    def readable(self, pages: Iterable[int]) -> tuple[int, ...]:
+        """Return those of the pages (1-based) that are not damaged; raises `PdfInvalid` if all of them are."""
+        found = tuple(page for page in pages if self._is_readable(page))
+        if not found:
+            raise PdfInvalid("The PDF is damaged: none of its pages can be read")
+        return found
+
+    def _is_readable(self, page: int) -> bool:
+        with _PDFIUM:
+            try:
+                self._document.get_page_size(page - 1)
+            except PdfiumError:
+                return False
+        return True
 
     def cut(self, pages: Sequence[int]) -> bytes:
         """Return a PDF of just these pages (1-based), unencrypted, in the order given.

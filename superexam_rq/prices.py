@@ -1,6 +1,7 @@
 """What Gemini's models cost: one dated table, for an estimate that is logged and kept on the job.
 
-Prices are of the paid tier, for standard calls. Thoughts are billed as output.
+Prices are of the paid tier, for standard calls; thoughts are billed as output. They come from transcriptions of
+Google's price page by others, and were not compared with the page itself.
 """
 
 from __future__ import annotations
@@ -13,12 +14,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from superexam_rq.gemini import Usage
 
-# The day on which the table was last compared with its sources.
-AS_OF = date(2026, 11, 23)
-SOURCES = (
-    "https://github.com/BerriAI/litellm/discussions/39357",
-    "https://ai.google.dev/gemini-api/docs/pricing",
-)
+# The day of the newest transcription: api-evangelist/deepmind; also BerriAI/litellm, discussion 39357, and, for
+# 3.1-flash-lite, macaron.im.
+AS_OF = date(2026, 10, 7)
 
 _MILLION = 1_000_000
 

@@ -1,8 +1,9 @@
 """How far a run is, told to whoever watches: one place decides when it is written.
 
 A run reports as often as it likes; a single thread writes the newest report to each sink, at most once a second
-and again at least every 15 s (contract §3: the website overwrites both fields before each submission). A sink
-that fails never fails the run, unless it says that the document is gone or another run owns it.
+and again at least every 15 s (contract §3: the website overwrites both fields before each submission). The same
+thread asks once a second whether the run is still wanted. What fails there never fails the run, unless it says
+that the document is gone, the job was cancelled, or another run owns the document.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
 
-from superexam_rq.errors import DocumentGone, Superseded
+from superexam_rq.errors import Cancelled, DocumentGone, Superseded
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +29,15 @@ Sink = Callable[[int, str], None]
 class Progress:
     """Carry one run's progress (0 to 100, never falling) and step text to its sinks, from a thread of its own."""
 
-    def __init__(self, sinks: Sequence[Sink], stop: threading.Event, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        sinks: Sequence[Sink],
+        stop: threading.Event,
+        clock: Callable[[], float] = time.monotonic,
+        poll: Callable[[], None] = lambda: None,
+    ):
         self._sinks = tuple(sinks)
+        self._poll = poll
         self._stop_run = stop
         self._clock = clock
         self._condition = threading.Condition()
@@ -57,7 +66,7 @@ class Progress:
             self._condition.notify()
 
     def check(self) -> None:
-        """Raise what a sink found out: the document is gone, or another run owns it."""
+        """Raise what was found out: the document is gone, the job was cancelled, or another run owns the document."""
         if self._error is not None:
             raise self._error
 
@@ -70,29 +79,33 @@ class Progress:
             self._thread.join()
 
     def _write_loop(self) -> None:
-        written = self._clock() - MIN_INTERVAL
-        while True:
+        written = polled = self._clock() - MIN_INTERVAL
+        while self._error is None:
             with self._condition:
-                while not self._closed:
-                    age = self._clock() - written
-                    due = MIN_INTERVAL if self._dirty else REFRESH_INTERVAL
-                    if age >= due and self._step:
-                        break
-                    self._condition.wait(max(due - age, 0.05))
+                now = self._clock()
+                due = written + (MIN_INTERVAL if self._dirty else REFRESH_INTERVAL)
+                if not self._closed and now < min(due, polled + MIN_INTERVAL):
+                    self._condition.wait(max(min(due, polled + MIN_INTERVAL) - now, 0.05))
+                    continue
                 if self._closed:
                     return
-                percent, step, self._dirty = self._percent, self._step, False
-            self._write(percent, step)
-            written = self._clock()
-            if self._error is not None:
-                self._stop_run.set()
-                return
+                percent, step, write = self._percent, self._step, bool(now >= due and self._step)
+                if write:
+                    self._dirty = False
+            polled = self._clock()
+            self._try(self._poll)
+            if write:
+                for sink in self._sinks:
+                    self._try(partial(sink, percent, step))
+                written = self._clock()
+            elif now >= due:
+                written = now  # nothing to show yet
+        self._stop_run.set()
 
-    def _write(self, percent: int, step: str) -> None:
-        for sink in self._sinks:
-            try:
-                sink(percent, step)
-            except (DocumentGone, Superseded) as error:
-                self._error = error
-            except Exception:
-                log.warning("progress could not be written", exc_info=True)
+    def _try(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except (Cancelled, DocumentGone, Superseded) as error:
+            self._error = self._error or error
+        except Exception:
+            log.warning("progress could not be written", exc_info=True)

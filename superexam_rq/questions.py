@@ -34,8 +34,6 @@ MAX_QUESTION_CHARS = 10_000
 MAX_CHOICE_CHARS = 2_000
 MAX_EXPLANATION_CHARS = 10_000
 
-_MAX_NUMBERED = 99_999
-
 
 class UnreadableAnswer(ValueError):
     """Report a model's answer that holds no list of questions."""
@@ -446,6 +444,5 @@ def pick(questions: Sequence[Question], count: int | None, report: Report) -> li
 
 def number(questions: Sequence[Question], token: str) -> list[Question]:
     """Return the questions with ids that sort in reading order as text; `token` sets one run's ids apart."""
-    return [
-        {**question, "id": f"q{index:05d}-{token}"} for index, question in enumerate(questions[:_MAX_NUMBERED], start=1)
-    ]
+    width = max(5, len(str(len(questions))))
+    return [{**question, "id": f"q{place:0{width}d}-{token}"} for place, question in enumerate(questions, start=1)]

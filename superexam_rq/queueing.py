@@ -20,6 +20,7 @@ from typing import Any
 import rq.defaults
 from redis import Redis
 from redis.backoff import NoBackoff
+from redis.client import Pipeline
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -31,14 +32,13 @@ from rq.serializers import JSONSerializer
 from rq.utils import as_text, utcparse
 from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
+from superexam_rq import metrics
 from superexam_rq.config import Settings
 from superexam_rq.errors import ConfigError
+from superexam_rq.lifecycle import DOCUMENT_KEY_TTL, LIVE, ExamJob, document_key, retry_step
 
 # What RQ imports by name to run a job; the horse resolves it, so that the API never imports the pipeline.
 PROCESS = "superexam_rq.jobs.process"
-
-# A job that waits longer than this for a worker is no longer protected from a second submission: every key expires.
-DOCUMENT_KEY_TTL = 30 * 86400
 
 # Together with the rate limit's own trip (auth) a caller is answered within 2 s, also where Redis hangs.
 CONNECT_SECONDS = 0.5
@@ -58,8 +58,6 @@ STATUS_NAMES: Mapping[JobStatus, str] = {
     JobStatus.CANCELED: "cancelled",
 }
 
-LIVE = frozenset(status for status, name in STATUS_NAMES.items() if name in {"pending", "processing"})
-
 # Errors by which Redis says that it can't serve now, and what an operator makes of it.
 _REFUSALS = {
     "LOADING": "Redis is loading its data",
@@ -78,7 +76,8 @@ _REFUSALS = {
 
 # Decide and write in one trip. KEYS: the document's key, the idempotency key (or the document's again: unused).
 # ARGV: prefix of job keys, live statuses, seconds and digest for the idempotency key (digest empty: unused), the new
-# job's id, then the commands that RQ recorded for it, each behind the number of its words.
+# job's id, and two lists of commands that redis-py recorded: those that make the job, and those that count that there
+# is one. A list begins with the number of its words, a command with its own.
 _SUBMIT = """
 local jobs, live, ttl, digest, id = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 if digest ~= '' then
@@ -88,19 +87,20 @@ if digest ~= '' then
         return {known[2], known[3]}
     end
 end
-local outcome = 'created'
+local outcome, at = 'created', 6
 local holder = redis.call('GET', KEYS[1])
 if holder then
     local status = redis.call('HGET', jobs .. holder, 'status')
-    if status and string.find(live, ' ' .. status .. ' ', 1, true) then outcome, id = 'exists', holder end
-end
-if outcome == 'created' then
-    local at = 6
-    while at <= #ARGV do
-        local words = tonumber(ARGV[at])
-        redis.call(unpack(ARGV, at + 1, at + words))
-        at = at + words + 1
+    if status and string.find(live, ' ' .. status .. ' ', 1, true) then
+        outcome, id, at = 'exists', holder, at + 1 + tonumber(ARGV[at])
     end
+end
+local last = at + tonumber(ARGV[at])
+at = at + 1
+while at <= last do
+    local words = tonumber(ARGV[at])
+    redis.call(unpack(ARGV, at + 1, at + words))
+    at = at + words + 1
 end
 if digest ~= '' then
     redis.call('HSET', KEYS[2], 'body', digest, 'outcome', outcome, 'job_id', id)
@@ -247,7 +247,7 @@ class JobQueue:
         self.connection = connection
         self.settings = settings
         self.clock = clock
-        self.queue = Queue(settings.queue_name, connection=connection, serializer=JSONSerializer)
+        self.queue = Queue(settings.queue_name, connection=connection, job_class=ExamJob, serializer=JSONSerializer)
         self.scheduled = ScheduledJobRegistry(queue=self.queue)
         self._submit = connection.register_script(_SUBMIT)
         self._list = connection.register_script(_LIST)
@@ -262,23 +262,26 @@ class JobQueue:
         """
         settings = self.settings
         job = self._create(request)
-        document_key = settings.key("document", request.doc_id)
+        holder_key = document_key(settings, request.doc_id)
         with self.connection.pipeline() as record:
             self.queue.enqueue_job(job, pipeline=record, at_front=at_front)
             record.hset(job.key, "doc_id", request.doc_id)
-            record.set(document_key, job.id, ex=DOCUMENT_KEY_TTL)
+            record.set(holder_key, job.id, ex=DOCUMENT_KEY_TTL)
             record.zadd(settings.key("jobs"), {job.id: job.created_at.timestamp()})
             record.expire(settings.key("jobs"), DOCUMENT_KEY_TTL)
-            commands = [words for words, _ in record.command_stack]
-        digest, key = "", document_key
+            metrics.record_submission(record, "queued")
+            made = _flat(record)
+        with self.connection.pipeline() as record:
+            metrics.record_submission(record, "duplicate")
+            counted = _flat(record)
+        digest, key = "", holder_key
         if idempotency_key:
             body = json.dumps([asdict(request), at_front], sort_keys=True)
             digest = hashlib.sha256(body.encode()).hexdigest()
             name = json.dumps([caller, idempotency_key])
             key = settings.key("idempotency", hashlib.sha256(name.encode()).hexdigest())
         header = (Job.key_for(""), _words(LIVE), settings.job_ttl, digest, job.id)
-        flat = [word for words in commands for word in (len(words), *words)]
-        outcome, job_id = self._submit(keys=[document_key, key], args=[*header, *flat])
+        outcome, job_id = self._submit(keys=[holder_key, key], args=[*header, *made, *counted])
         return Submission(Outcome(as_text(outcome)), as_text(job_id))
 
     def _create(self, request: JobRequest) -> Job:
@@ -333,17 +336,19 @@ class JobQueue:
         return list(jobs.values()), int(total)
 
     def _ask(self, pipe: Any, job_id: str) -> None:
-        pipe.hmget(Job.key_for(job_id), "status", "meta", "created_at", "started_at", "ended_at")
+        pipe.hmget(Job.key_for(job_id), "status", "meta", "created_at", "started_at", "ended_at", "ended")
         pipe.zscore(self.scheduled.key, job_id)
 
     def _job_object(
         self, job_id: str, found: Sequence[bytes | None], due: float | None, position: int | None
     ) -> JobObject | None:
-        raw_status, raw_meta, created, started, ended = found
+        raw_status, raw_meta, created, started, ended, put_back = found
         if raw_status is None:
             return None
         meta = JSONSerializer.loads(raw_meta) if raw_meta else {}
         status = JobStatus(as_text(raw_status))
+        if status is JobStatus.QUEUED and put_back is not None:  # by RQ's own tools: a new beginning
+            meta = {"doc_id": meta.get("doc_id"), "max_attempts": meta.get("max_attempts", 1)}
         max_attempts = int(meta.get("max_attempts", 1))
         attempt = int(meta.get("attempt", 0))
         step = str(meta.get("step", "")) or "Waiting in the queue"
@@ -378,19 +383,10 @@ class JobQueue:
         return Health(int(queued), int(self.connection.exists(*workers)) if workers else 0)
 
 
-def next_run(connection: Redis, job_id: str) -> int:
-    """Return a number that rises with each run of a job: its fencing token. It lives and expires with the job."""
-    return int(connection.hincrby(Job.key_for(job_id), "runs", 1))
-
-
-def announce(connection: Redis, settings: Settings, job_id: str) -> None:
-    """Tell whoever listens that a job has changed."""
-    connection.publish(settings.key("events"), job_id)
-
-
-def retry_step(seconds: float, attempt: int, max_attempts: int) -> str:
-    """Return the step shown between two attempts; at most 40 characters."""
-    return f"Retrying in {max(0, round(seconds))} s (attempt {attempt} of {max_attempts})"
+def _flat(record: Pipeline) -> list[Any]:
+    """Return the commands that a pipeline has recorded, as the script reads them."""
+    words = [word for command, _ in record.command_stack for word in (len(command), *command)]
+    return [len(words), *words]
 
 
 def _words(statuses: Iterable[JobStatus]) -> str:

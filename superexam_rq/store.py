@@ -1,15 +1,16 @@
 """Firestore: read a document and its prompts, take it, show progress, publish questions, say how it ended.
 
-A run *takes* its document by writing `jobId` and `run` into it (the fence). Each later write of that run carries
-the document's last known update time as a precondition. Where that fails, somebody else wrote: the document is
-read again, and if another run's fence stands there this one stops (`Superseded`); if it is only the website,
-which overwrites progress before each submission, the write is repeated on top. A document is changed with
-`update`, never re-created: NotFound means that the user deleted it.
+A run *takes* its document by writing its token into the field `run` (the fence). Each later write of that run
+carries the document's last known update time as a precondition. Where that fails, somebody else wrote: the
+document is read again. If it is only the website, which overwrites progress before each submission, the write is
+repeated on top. If another run stands there, whoever knows the truth about jobs is asked (`check`): the run that
+is no longer wanted stops (`Superseded`), the other takes the document back. A document is changed with `update`,
+never re-created: NotFound means that the user deleted it.
 
 Publication keeps one promise: whoever reads a `ready` document finds exactly one run's questions. What fits goes
-into one commit. What does not is staged under new ids while the document is `processing`, marked by the field
-`staging`, and a last commit deletes all other questions and sets `ready`; until then the old set is whole, so a
-cancelled job can put it back.
+into one commit. What does not is staged under new ids while the document is `processing`; the field `staging`
+holds the ending of those ids. Until `staging` says `complete`, the old set is whole and the new ids are leftovers;
+from then on the new set is whole and the others are. Whoever has the document next removes them.
 
 Only get, get_all, update, set, delete, batches, preconditions and equality queries are used, so that any emulator
 serves. Nothing here knows RQ, Flask or Gemini.
@@ -23,7 +24,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import Any, Literal
 
 import google.auth.exceptions
 from google.api_core import exceptions as google_errors
@@ -31,7 +33,7 @@ from google.api_core.retry import Retry, if_exception_type
 from google.cloud import firestore
 
 from superexam_rq.config import Settings
-from superexam_rq.errors import DocumentGone, FirestoreUnavailable, PromptMissing, Superseded
+from superexam_rq.errors import Cancelled, DocumentGone, FirestoreUnavailable, PromptMissing, Superseded
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,10 @@ READ_RETRY = Retry(
 )
 
 
+class RequestRefused(FirestoreUnavailable):
+    """Report a request that Firestore will never take as it is; most often it is too large."""
+
+
 @contextmanager
 def _firestore_errors() -> Iterator[None]:
     """Turn Google's errors into this service's; NotFound and FailedPrecondition are answers, and pass."""
@@ -69,6 +75,8 @@ def _firestore_errors() -> Iterator[None]:
         yield
     except (google_errors.NotFound, google_errors.FailedPrecondition):
         raise
+    except google_errors.InvalidArgument as error:
+        raise RequestRefused("Firestore refused a write") from error
     except (google_errors.PermissionDenied, google_errors.Unauthenticated) as error:
         raise FirestoreUnavailable("Firestore refused the service's credentials") from error
     except (google_errors.GoogleAPICallError, google_errors.RetryError) as error:
@@ -89,6 +97,14 @@ def _project(settings: Settings) -> str | None:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """Say what a document is to show: `waiting` for another run, `failed`, or `cancelled`, with the text for it."""
+
+    kind: Literal["waiting", "failed", "cancelled"]
+    text: str = ""
+
+
+@dataclass(frozen=True)
 class Prompts:
     """Hold the texts that say what questions to write."""
 
@@ -99,10 +115,19 @@ class Prompts:
 class ExamStore:
     """Read and write the exams of one Firestore database."""
 
-    def __init__(self, client: firestore.Client, settings: Settings, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        client: firestore.Client,
+        settings: Settings,
+        clock: Callable[[], float] = time.time,
+        deadline: float = RETRY_DEADLINE,
+    ) -> None:
         self._client = client
         self._settings = settings
         self._clock = clock
+        self.deadline = deadline
+        self._retry = READ_RETRY.with_timeout(deadline)
+        self._timeout = min(CALL_TIMEOUT, deadline)
 
     def _collection(self, name: str) -> firestore.CollectionReference:
         return self._client.collection(self._settings.collection(name))
@@ -114,38 +139,78 @@ class ExamStore:
     def read(self, reference: firestore.DocumentReference) -> firestore.DocumentSnapshot:
         """Return a document's snapshot; raises `DocumentGone` if there is none."""
         with _firestore_errors():
-            snapshot = reference.get(retry=READ_RETRY, timeout=CALL_TIMEOUT)
+            snapshot = reference.get(retry=self._retry, timeout=self._timeout)
         if not snapshot.exists:
             raise DocumentGone("The document does not exist any more")
         return snapshot
 
-    def take(self, doc_id: str, job_id: str, run: int) -> OwnedDocument:
-        """Make the document this run's and set it to `processing`; raises `Superseded` if a later run has it."""
-        owned = OwnedDocument(self, self.document(doc_id), f"{job_id}:{run}")
-        snapshot = self.read(owned.reference)
-        owner, _, number = str(snapshot.get("run") if "run" in (snapshot.to_dict() or {}) else "").rpartition(":")
-        if owner == job_id and int(number) > run:
-            raise Superseded("a later run has the document")
-        owned.adopt(snapshot)
-        owned.update(
-            {
-                "status": "processing",
-                "progress": 0,
-                "currentStep": "Starting",
-                "error": DELETE,
-                "jobId": job_id,
-                "run": owned.run,
-            },
-            taking=True,
-        )
+    def take(self, doc_id: str, job_id: str, run: int, check: Callable[[], None] = lambda: None) -> OwnedDocument:
+        """Make the document this run's and set it to `processing`, unless an earlier run of the job published it.
+
+        `check` raises `Superseded` where the run is no longer wanted; it is asked whenever another run's mark is
+        found. Raises `DocumentGone`, and removes what earlier runs left under a deleted document.
+        """
+        owned = OwnedDocument(self, self.document(doc_id), job_id, f"{job_id}:{run}", check)
+        try:
+            owned.adopt(self.read(owned.reference))
+            check()
+            if not owned.is_published:
+                owned.update({"progress": 0, "currentStep": "Starting", "error": DELETE})
+                owned.remove_leftovers()
+        except DocumentGone:
+            self.remove_orphans(owned.reference)
+            raise
         return owned
+
+    def settle(
+        self, doc_id: str, job_id: str, outcome: Outcome, check: Callable[[], None], seen: datetime | None = None
+    ) -> bool:
+        """Write how a job ended that has no run to do it; return whether the document was waiting for that.
+
+        Does nothing where the document is not `processing`. `check` raises `Superseded` or `Cancelled` where the
+        outcome is not the truth any more. With `seen`, an update time, nothing is done if anybody has written
+        since. A run of the job that still lives is fenced out.
+        """
+
+        def untouched() -> None:
+            if seen is not None:
+                raise Superseded("somebody has written to the document")
+            check()
+
+        owned = OwnedDocument(self, self.document(doc_id), job_id, f"{job_id}:settled", untouched)
+        try:
+            owned.adopt(snapshot := self.read(owned.reference))
+            check()
+            if seen is not None and snapshot.update_time != seen:
+                return False
+            if owned.fields.get("status") != "processing":
+                return False
+            if outcome.kind == "waiting":
+                owned.step(outcome.text)
+            elif outcome.kind == "failed":
+                owned.fail(outcome.text)
+            else:
+                owned.put_back()
+        except DocumentGone:
+            self.remove_orphans(owned.reference)
+            return False
+        except (Cancelled, Superseded):
+            return False
+        return True
+
+    def processing(self) -> list[firestore.DocumentSnapshot]:
+        """Return all documents that are `processing`, with `run` and `currentStep` only."""
+        documents = self._collection("documents")
+        query = documents.where(filter=firestore.FieldFilter("status", "==", "processing"))
+        with _firestore_errors():
+            return list(query.select(["run", "currentStep"]).stream(retry=self._retry, timeout=self.deadline))
 
     def prompts(self, system_prompt_id: str, custom_prompt_id: str) -> Prompts:
         """Return both prompts' texts; raises `PromptMissing` naming the one that is missing or empty."""
         system = self._collection("system-prompts").document(system_prompt_id)
         custom = self._collection("custom-prompts").document(custom_prompt_id)
         with _firestore_errors():
-            found = self._client.get_all([system, custom], retry=READ_RETRY, timeout=CALL_TIMEOUT)
+            found = self._client.get_all([system, custom], retry=self._retry, timeout=self._timeout)
             texts = {snapshot.reference.path: _content(snapshot) for snapshot in found}
         for kind, reference in (("system", system), ("custom", custom)):
             if not texts.get(reference.path, "").strip():
@@ -156,7 +221,23 @@ class ExamStore:
         """Return the ids of all questions under a document."""
         with _firestore_errors():
             query = reference.collection("questions").select([])
-            return [snapshot.id for snapshot in query.stream(retry=READ_RETRY, timeout=RETRY_DEADLINE)]
+            return [snapshot.id for snapshot in query.stream(retry=self._retry, timeout=self.deadline)]
+
+    def has_questions(self, reference: firestore.DocumentReference) -> bool:
+        """Tell whether a document has any question."""
+        with _firestore_errors():
+            query = reference.collection("questions").select([]).limit(1)
+            return any(True for _ in query.stream(retry=self._retry, timeout=self.deadline))
+
+    def remove_orphans(self, reference: firestore.DocumentReference) -> None:
+        """Remove the questions that were left under a document that does not exist."""
+        for ids in batched(self.question_ids(reference), COMMIT_WRITES):
+
+            def build(batch: firestore.WriteBatch, ids: Sequence[str] = ids) -> None:
+                for question_id in ids:
+                    batch.delete(reference.collection("questions").document(question_id))
+
+            self.commit(build, self._timeout)
 
     def now_ms(self) -> int:
         """Return Unix milliseconds."""
@@ -178,9 +259,18 @@ class ExamStore:
 class OwnedDocument:
     """Hold a document for one run: its content when it was taken, and the writes of that run."""
 
-    def __init__(self, store: ExamStore, reference: firestore.DocumentReference, run: str) -> None:
+    def __init__(
+        self,
+        store: ExamStore,
+        reference: firestore.DocumentReference,
+        job_id: str,
+        run: str,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self._store = store
+        self._check = check
         self.reference = reference
+        self.job_id = job_id
         self.run = run
         self.fields: dict[str, Any] = {}
         self._update_time: Any = None
@@ -191,6 +281,12 @@ class OwnedDocument:
         self.fields = snapshot.to_dict() or {}
         self._update_time = snapshot.update_time
 
+    @property
+    def is_published(self) -> bool:
+        """Tell whether an earlier run of this job published its questions and died before it could say so."""
+        job_id, _, number = str(self.fields.get("run", "")).rpartition(":")
+        return self.fields.get("status") == "ready" and job_id == self.job_id and number.isdigit()
+
     def progress(self, percent: int, step: str) -> None:
         """Show how far the run is; raises `FirestoreUnavailable` after one try."""
         self.update({"progress": percent, "currentStep": step}, deadline=0, timeout=PROGRESS_TIMEOUT)
@@ -199,44 +295,85 @@ class OwnedDocument:
         """Show a step, and leave the progress as it is."""
         self.update({"currentStep": text}, deadline=PROGRESS_TIMEOUT, timeout=PROGRESS_TIMEOUT)
 
+    def fail(self, text: str) -> None:
+        """Set `failed` with a text for teachers."""
+        self.remove_leftovers()
+        self.update({"status": "failed", "error": text, "progress": DELETE, "currentStep": DELETE})
+
+    def put_back(self) -> None:
+        """Set what the document was before the job: `ready` if it has questions, else `uploaded`."""
+        self.remove_leftovers()
+        status = "ready" if self._store.has_questions(self.reference) else "uploaded"
+        self.update({"status": status, "error": DELETE, "progress": DELETE, "currentStep": DELETE})
+
     def publish(
         self, questions: Sequence[Mapping[str, Any]], fields: Mapping[str, Any], stop: Callable[[], None] = lambda: None
     ) -> None:
         """Make `questions` the document's only ones and set `ready`, so that no reader sees a mixture.
 
-        Each question holds its `id`. `stop` is called before each commit and may raise.
+        Each question holds its `id`; all end with the same `-token`, which no earlier question has. `stop` is
+        called before each commit up to the one that decides, and may raise.
         """
-        old = self._store.question_ids(self.reference)
-        new = {question["id"] for question in questions}
-        stale = [question_id for question_id in old if question_id not in new]
-        last = {
-            "status": "ready",
-            "questionCount": len(questions),
-            "progress": DELETE,
-            "currentStep": DELETE,
-            "error": DELETE,
-            "staging": DELETE,
-            **fields,
-        }
-        chunks = list(_chunks(questions))
-        if len(chunks) > 1 or len(questions) + len(stale) > COMMIT_WRITES:
-            for chunk in chunks:
+        described = {"questionCount": len(questions), "jobId": self.job_id, **fields}
+        ended = {"status": "ready", "progress": DELETE, "currentStep": DELETE, "error": DELETE, "staging": DELETE}
+        last = {**described, **ended}
+        stale = self._store.question_ids(self.reference)
+        try:
+            if len(questions) + len(stale) <= COMMIT_WRITES and len(list(_chunks(questions))) == 1:
                 stop()
-                self.update({"staging": self.run}, questions=chunk)
-            chunks = []
-        stop()
-        self.update(last, questions=chunks[0] if chunks else (), delete=stale)
+                try:
+                    self.update(last, questions=questions, delete=stale)
+                except RequestRefused:
+                    log.warning("the publication does not fit one commit; it is staged")
+                else:
+                    return
+            token = str(questions[0]["id"]).rpartition("-")[2]
+            for chunk in _chunks(questions):
+                stop()
+                self._write_in_parts({"staging": {"token": token, "complete": False}}, chunk, ())
+            stop()
+            if len(stale) <= COMMIT_WRITES:
+                try:
+                    self.update(last, delete=stale)
+                except RequestRefused:
+                    log.warning("the old questions can't be removed in one commit; they are removed in several")
+                else:
+                    return
+            self.update({**described, "staging": {"token": token, "complete": True}})
+            self._remove(stale)
+            self.update(last)
+        except DocumentGone:
+            self._store.remove_orphans(self.reference)
+            raise
 
-    def fail(self, text: str) -> None:
-        """Set `failed` with a text for teachers."""
-        self.update(
-            {
-                "status": "failed",
-                "error": text,
-                "progress": DELETE,
-                "currentStep": DELETE,
-            }
-        )
+    def remove_leftovers(self) -> None:
+        """Remove what a publication that was broken off left behind, so that one set of questions remains."""
+        staging = self.fields.get("staging")
+        if not isinstance(staging, Mapping):
+            return
+        ending = f"-{staging.get('token')}"
+        complete = bool(staging.get("complete"))
+        ids = self._store.question_ids(self.reference)
+        self._remove([question_id for question_id in ids if question_id.endswith(ending) is not complete])
+        self.update({"staging": DELETE})
+        self.fields.pop("staging", None)
+
+    def _remove(self, ids: Sequence[str]) -> None:
+        for part in batched(ids, COMMIT_WRITES):
+            self._write_in_parts({}, (), part)
+
+    def _write_in_parts(
+        self, fields: Mapping[str, Any], questions: Sequence[Mapping[str, Any]], delete: Sequence[str]
+    ) -> None:
+        """Write in one commit, or where that is refused as too large, in halves."""
+        try:
+            self.update(fields, questions=questions, delete=delete)
+        except RequestRefused:
+            middle = max(len(questions), len(delete)) // 2
+            if not middle:
+                raise
+            self._write_in_parts(fields, questions[:middle], delete[:middle])
+            self._write_in_parts(fields, questions[middle:], delete[middle:])
 
     def update(
         self,
@@ -244,8 +381,7 @@ class OwnedDocument:
         *,
         questions: Sequence[Mapping[str, Any]] = (),
         delete: Sequence[str] = (),
-        taking: bool = False,
-        deadline: float = RETRY_DEADLINE,
+        deadline: float | None = None,
         timeout: float = CALL_TIMEOUT,
     ) -> None:
         """Write fields of the document, and questions with it, in one commit guarded by the fence.
@@ -253,8 +389,9 @@ class OwnedDocument:
         Repeats for `deadline` seconds where Firestore is away. Where the outcome of a try is not known, the
         document tells: `updatedAt` is unique for each write of a run.
         """
+        deadline = self._store.deadline if deadline is None else deadline
         self._updated_at = max(self._updated_at + 1, self._store.now_ms())
-        written = {**fields, "updatedAt": self._updated_at}
+        written = {"status": "processing", **fields, "run": self.run, "updatedAt": self._updated_at}
         collection = self.reference.collection("questions")
 
         def build(batch: firestore.WriteBatch) -> None:
@@ -270,19 +407,21 @@ class OwnedDocument:
             try:
                 self._update_time = self._store.commit(build, timeout)
             except (google_errors.NotFound, google_errors.FailedPrecondition):
-                if self._look_again(taking):
+                if self._look_again():
                     return
+            except RequestRefused:
+                raise
             except FirestoreUnavailable:
                 if time.monotonic() + pause > give_up:
                     raise
                 time.sleep(pause)
                 pause = min(pause * 2, 5.0)
-                if self._look_again(taking):
+                if self._look_again():
                     return
             else:
                 return
 
-    def _look_again(self, taking: bool) -> bool:
+    def _look_again(self) -> bool:
         """Read the document after a write that failed; return whether the write had been applied all the same."""
         snapshot = self._store.read(self.reference)
         found = snapshot.to_dict() or {}
@@ -290,10 +429,16 @@ class OwnedDocument:
         if mine and found.get("updatedAt") == self._updated_at:
             self._update_time = snapshot.update_time
             return True
-        if not mine and not taking:
-            raise Superseded("another run has the document")
+        if not mine:
+            self._check()
         self.adopt(snapshot)
         return False
+
+
+def batched(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    """Split a sequence into parts of at most `size`."""
+    for start in range(0, len(ids), size):
+        yield ids[start : start + size]
 
 
 def _content(snapshot: firestore.DocumentSnapshot) -> str:

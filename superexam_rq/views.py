@@ -7,18 +7,19 @@ import re
 import time
 from typing import Any
 
-from flask import Blueprint, Flask, Response, g, jsonify, request, url_for
+from flask import Blueprint, Flask, Response, g, jsonify, request
 from flask.typing import ResponseReturnValue
 from flask_limiter import Limiter, RateLimitExceeded
 from marshmallow import ValidationError
 from redis.exceptions import RedisError
 from werkzeug.exceptions import HTTPException, NotFound, RequestEntityTooLarge
 
-from superexam_rq import __version__, auth, bodies, logs, metrics, queueing
+from superexam_rq import __version__, auth, bodies, lifecycle, logs, metrics, queueing
 from superexam_rq.config import Settings
 from superexam_rq.events import Hub, TooManyListeners, event_id, has_ended
 from superexam_rq.queueing import JobQueue, Outcome
 from superexam_rq.schemas import JobListQuerySchema, JobSchema, SubmissionSchema, error_code
+from superexam_rq.settling import Settler
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ RETRY_AFTER_SECONDS = 5
 
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")
+_NO_SUCH_JOB = "There is no such job; it may have ended long ago"
 # Of what a caller sent, an answer repeats no more than this: field names, each cut.
 _MAX_NAMED_FIELDS = 20
 _MAX_NAME_CHARS = 100
@@ -43,8 +45,8 @@ _SECURITY_HEADERS = {
 }
 
 
-def create_blueprint(queue: JobQueue, hub: Hub, limiter: Limiter, settings: Settings) -> Blueprint:
-    """Return the routes of the API, working on `queue` and `hub`."""
+def create_blueprint(queue: JobQueue, hub: Hub, settler: Settler, limiter: Limiter, settings: Settings) -> Blueprint:
+    """Return the routes of the API, working on `queue`, `hub` and `settler`."""
     routes = Blueprint("api", __name__)
     submission, job_schema, list_query = SubmissionSchema(), JobSchema(), JobListQuerySchema()
 
@@ -72,6 +74,20 @@ def create_blueprint(queue: JobQueue, hub: Hub, limiter: Limiter, settings: Sett
     @routes.get("/jobs/<job_id>")
     def show(job_id: str) -> ResponseReturnValue:
         return jsonify(job_schema.dump(_job(job_id)))
+
+    @routes.delete("/jobs/<job_id>")
+    def cancel(job_id: str) -> ResponseReturnValue:
+        how_far = lifecycle.cancel(queue, _checked(job_id))
+        log.info("job %s: cancelled (%s)", job_id, how_far.value)
+        if how_far is lifecycle.Cancelling.DONE:
+            settler.settle(job_id)
+        return jsonify(message="Job cancelled")
+
+    @routes.post("/jobs/<job_id>/retry")
+    def retry(job_id: str) -> ResponseReturnValue:
+        lifecycle.retry(queue, _checked(job_id))
+        log.info("job %s: queued again", job_id)
+        return _queued(job_id)
 
     @routes.get("/jobs/<job_id>/events")
     def follow(job_id: str) -> ResponseReturnValue:
@@ -117,7 +133,7 @@ def create_blueprint(queue: JobQueue, hub: Hub, limiter: Limiter, settings: Sett
 
     @routes.get("/metrics")
     def show_metrics() -> ResponseReturnValue:
-        body, content_type = metrics.exposition(queue.queue, settings, request.headers.get("Accept", ""))
+        body, content_type = metrics.exposition(queue.queue, request.headers.get("Accept", ""))
         return Response(body, content_type=content_type)
 
     @routes.get("/")
@@ -181,6 +197,22 @@ def register_errors(app: Flask, limiter: Limiter) -> None:
     def unchecked(reason: auth.CertificatesAway) -> ResponseReturnValue:
         return error(503, str(reason))
 
+    @app.errorhandler(lifecycle.NotFound)
+    def unknown(_: lifecycle.NotFound) -> ResponseReturnValue:
+        return error(404, _NO_SUCH_JOB)
+
+    @app.errorhandler(lifecycle.NotCancellable)
+    def ended(_: lifecycle.NotCancellable) -> ResponseReturnValue:
+        return error(409, "The job has ended, so it can't be cancelled")
+
+    @app.errorhandler(lifecycle.NotRetryable)
+    def not_failed(_: lifecycle.NotRetryable) -> ResponseReturnValue:
+        return error(409, "Only a failed or cancelled job can be run again")
+
+    @app.errorhandler(lifecycle.DocumentBusy)
+    def busy(reason: lifecycle.DocumentBusy) -> ResponseReturnValue:
+        return error(409, f"The document has another job that has not ended: {reason.job_id}")
+
     @app.errorhandler(TooManyListeners)
     def crowded(_: TooManyListeners) -> ResponseReturnValue:
         return error(503, "Too many event streams are open: try again soon, or poll the job instead")
@@ -223,8 +255,8 @@ def error(status: int, message: str, details: dict[str, Any] | None = None) -> R
 
 
 def _queued(job_id: str) -> ResponseReturnValue:
-    location = url_for("api.show", job_id=job_id)
-    return jsonify(job_id=job_id, message="Job queued successfully"), 202, {"Location": location}
+    # Written out: url_for takes longer than all of the checks.
+    return jsonify(job_id=job_id, message="Job queued successfully"), 202, {"Location": f"/jobs/{job_id}"}
 
 
 def _checked(job_id: str) -> str:
@@ -234,7 +266,7 @@ def _checked(job_id: str) -> str:
 
 
 def _no_such_job() -> NotFound:
-    return NotFound("There is no such job; it may have ended long ago")
+    return NotFound(_NO_SUCH_JOB)
 
 
 def _idempotency_key() -> str:
@@ -255,6 +287,6 @@ def _query() -> dict[str, str]:
 def _seconds_to_wait(limiter: Limiter) -> int:
     limit = limiter.current_limit
     try:
-        return max(1, round(limit.reset_at - time.time())) if limit else RETRY_AFTER_SECONDS
+        return max(1, int(limit.reset_at - time.time())) if limit else RETRY_AFTER_SECONDS
     except RedisError:
         return RETRY_AFTER_SECONDS

@@ -1,52 +1,498 @@
-"""ExamWorker: what only a subclass of RQ's worker can do. What a job does is in `jobs`.
+"""ExamWorker: what only a subclass of RQ's worker can do.
 
-Started with RQ's own command, `rq worker -S json -w superexam_rq.worker.ExamWorker --with-scheduler superexam`.
+What a job does is in `jobs`, what may happen to it in `lifecycle`. Started with RQ's own command,
+`rq worker -S json -w superexam_rq.worker.ExamWorker --with-scheduler superexam`; all else that a good worker needs
+it sets by itself, since an operator forgets flags and `rq worker-pool` has none.
 Importing this module imports what a job needs, once, before the worker forks: a work-horse then starts in
-milliseconds instead of a second and shares that memory. Clients are built in the horse, never here.
+milliseconds instead of a second and shares that memory. Clients are built in the horse, never here: a child forked
+from a process with a gRPC channel hangs. What the parent has to tell Firestore, a short-lived child does.
+
+A run is given up when its heartbeat has stood still for `PATIENCE` seconds before the eyes of another worker. RQ
+compares the heartbeat's time with the clock instead, and so takes every run for dead after an outage of Redis.
+Workers that can't see Redis see nothing stand still: they begin anew when it is back.
 """
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
 import os
 import signal
 import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+from redis import ConnectionPool, Redis
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import BusyLoadingError, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
+from rq import Queue
+from rq.connections import parse_connection
+from rq.exceptions import StopRequested
+from rq.executions import Execution
 from rq.job import Job
+from rq.registry import ScheduledJobRegistry
+from rq.scheduler import RQScheduler
+from rq.serializers import JSONSerializer
+from rq.timeouts import JobTimeoutException
+from rq.worker import WorkerStatus
 
-from superexam_rq import gemini, jobs, logs  # noqa: F401  (jobs: preloaded for the horse)
+from superexam_rq import gemini, jobs, lifecycle, logs, sweep  # noqa: F401  (jobs: preloaded for the horse)
 from superexam_rq.config import Settings
-from superexam_rq.errors import ConfigError, SuperExamError
+from superexam_rq.errors import ConfigError, JobTimeout, SuperExamError, WorkerLost
+from superexam_rq.lifecycle import ExamJob
 from superexam_rq.processes import die_with_parent
 from superexam_rq.queueing import check_key_prefix
 from superexam_rq.worker_logs import LoggedWorker
 
+# Seconds. A run shows that it lives every HEARTBEAT; a worker looks around every LOOK while idle, HEARTBEAT while busy.
+HEARTBEAT = 5
+LOOK = 2
+PATIENCE = 18.0
+# RQ's own tools (`rq info`, the dashboard) take a run for dead after this and HEARTBEAT: long after the workers did.
+STALE_SECONDS = 600
+# How long a retry may be overdue until a worker queues it in place of the scheduler.
+OVERDUE = 3
+SWEEP_INTERVAL = 30
+# A child that tells Firestore something gives up after this; less than SWEEP_INTERVAL, so that sweeps never overlap.
+CHILD_SECONDS = 25
+SCHEDULER_INTERVAL = 10.0
+
+
+class Watch:
+    """Tell which of the things that one sees again and again have not changed for a while.
+
+    Time counts only while somebody looks: after a gap of more than `max_gap` seconds it begins anew.
+    """
+
+    def __init__(
+        self, patience: float = PATIENCE, max_gap: float = 10.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._patience = patience
+        self._max_gap = max_gap
+        self._clock = clock
+        self._looked = float("-inf")
+        self._since: dict[str, tuple[float, float]] = {}
+
+    def look(self, seen: Mapping[str, float]) -> list[str]:
+        """Take what is seen now, each thing with a value; return what has had the same value for `patience` s."""
+        moment = self._clock()
+        before = self._since if moment - self._looked <= self._max_gap else {}
+        self._looked = moment
+        self._since = {
+            name: before[name] if name in before and before[name][0] == value else (value, moment)
+            for name, value in seen.items()
+        }
+        return [name for name, (_, since) in self._since.items() if moment - since >= self._patience]
+
+
+class Patience(ExponentialWithJitterBackoff):
+    """Wait between tries to reach Redis, unless the worker is to stop and has nothing to lose."""
+
+    def __init__(self, may_give_up: Callable[[], bool]) -> None:
+        super().__init__(cap=3.0, base=0.1)
+        self._may_give_up = may_give_up
+
+    def __deepcopy__(self, memo: Any) -> Patience:
+        # Each connection gets a copy of its pool's retry; the worker behind this one must not be copied with it.
+        return self
+
+    def compute(self, failures: int) -> float:
+        """Return the seconds to wait; raises RQ's `StopRequested`."""
+        if self._may_give_up():
+            raise StopRequested
+        return super().compute(failures)
+
+
+class ExamScheduler(RQScheduler):
+    """Be RQ's scheduler, and end with the worker that started it."""
+
+    def work(self) -> None:
+        """Queue retries when their time has come, until told to stop."""
+        die_with_parent(signal.SIGKILL)
+        super().work()  # type: ignore[no-untyped-call]
+
 
 class ExamWorker(LoggedWorker):
-    """Run exam jobs; set by itself what a good worker needs."""
+    """Run exam jobs; look after those of workers that are gone."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    job_class = ExamJob
+
+    def __init__(
+        self,
+        queues: str | Queue | Sequence[str] | Sequence[Queue],
+        name: str | None = None,
+        *,
+        connection: Redis | None = None,
+        prepare_for_work: bool = True,
+        **options: Any,
+    ) -> None:
+        names = _names(queues)
         try:
             self.settings = Settings.from_env(os.environ, Path(".env"))
             check_key_prefix(self.settings)
-            if not self.settings.gemini_api_key:
-                raise ConfigError("GEMINI_API_KEY is not set: a worker needs the key of the Gemini API")
+            if prepare_for_work:
+                _check(self.settings, names)
         except ConfigError as error:
             sys.exit(f"superexam: {error}")
-        logs.configure(self.settings)
-        gemini.preload(self.settings)
-        super().__init__(*args, **kwargs)
+        if connection is None:
+            connection = Redis.from_url(self.settings.redis_url)
+        if prepare_for_work:
+            logs.configure(self.settings)
+            gemini.preload(self.settings)
+            connection = self._patient(connection)
+        options |= {
+            "worker_ttl": 30,
+            "maintenance_interval": LOOK,
+            "job_monitoring_interval": HEARTBEAT,
+            "job_class": ExamJob,
+            "serializer": JSONSerializer,
+        }
+        super().__init__(names, name, connection=connection, prepare_for_work=prepare_for_work, **options)
+        self._looked = float("-inf")
+        self._scheduler_checked = time.monotonic()
+        self._runs, self._popped = Watch(), Watch()
+        self._children: list[multiprocessing.process.BaseProcess] = []
+        self._stop_requested_at = 0.0
+        self._grace_ends = float("inf")
+        self._handing_back = ""
+        self._death: SuperExamError = WorkerLost("The process that ran the job died")
+
+    # Redis
+
+    def _patient(self, connection: Redis) -> Redis:
+        """Return a client like the given one that outlives an outage of a minute or two."""
+        client_class, connection_class, options = parse_connection(connection)
+        options |= {
+            "retry": Retry(
+                Patience(self._may_give_up), 60, (RedisConnectionError, RedisTimeoutError, BusyLoadingError)
+            ),
+            "retry_on_error": [BusyLoadingError],
+            "socket_connect_timeout": 5,
+            "socket_timeout": self.connection_timeout,
+            "socket_keepalive": True,
+            "health_check_interval": 15,
+        }
+        return client_class(connection_pool=ConnectionPool(connection_class=connection_class, **options))
+
+    def _may_give_up(self) -> bool:
+        return getattr(self, "_stop_requested", False) and not self.executions and not self._is_horse
+
+    @property
+    def dequeue_timeout(self) -> int:
+        """Return how long to wait for a job before looking around again."""
+        return LOOK
+
+    def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
+        """Return after how many seconds without a heartbeat RQ's own tools may give up a run."""
+        return HEARTBEAT + STALE_SECONDS
+
+    def _pubsub_exception_handler(self, exc: Exception, pubsub: Any, pubsub_thread: Any) -> None:
+        """Stay subscribed: a worker that hears no commands can't cancel a job."""
+        if isinstance(exc, RedisError):
+            self.log.warning("no commands can be heard: %s", exc)
+            time.sleep(2)
+            return
+        super()._pubsub_exception_handler(exc, pubsub, pubsub_thread)
+
+    # One job
+
+    @property
+    def queue(self) -> Queue:
+        """Return the one queue."""
+        return self.queues[0]
+
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        """Claim a job that was popped, run it in a work-horse, and see to the end of it."""
+        if self._stop_requested:
+            lifecycle.put_back(self.queue, job.id)
+            return
+        execution = lifecycle.claim(
+            self.queue, self.settings, _ours(job), self.name, self.get_heartbeat_ttl(job), self._busy
+        )
+        if execution is None:
+            self.log.warning("job %s: popped, but not to be run any more", job.id)
+            return
+        self.executions[execution.id] = execution
+        self._state = WorkerStatus.BUSY
+        self.fork_work_horse(job, queue)
+        self.monitor_work_horse(job, queue, execution)
+        self.executions.clear()
+        self._drop(job, execution)
+        self.set_state(WorkerStatus.IDLE)
+
+    def _busy(self, pipe: Any) -> None:
+        pipe.hset(self.key, "state", WorkerStatus.BUSY)
+
+    def _drop(self, job: Job, execution: Execution) -> None:
+        """Remove what a run that found itself superseded has left in the registry of running jobs."""
+        if self.connection.zscore(self.queue.started_job_registry.key, execution.composite_key) is not None:
+            with self.connection.pipeline() as pipe:
+                execution.delete(job=job, pipeline=pipe)
+                pipe.execute()
 
     def setup_work_horse_signals(self) -> None:
-        """Make the work-horse die with this worker: an orphan would run beside its own retry."""
+        """Make the work-horse die with this worker, and by nothing else: an orphan would run beside its own retry.
+
+        A service manager may send SIGTERM to every process; how long the job may go on is the parent's to say.
+        """
         die_with_parent(signal.SIGKILL)
-        super().setup_work_horse_signals()  # type: ignore[no-untyped-call]
+        if os.getppid() != self.pid:
+            os._exit(1)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def kill_horse(self, sig: signal.Signals = signal.SIGKILL) -> None:
+        """Kill the work-horse and what it started; RQ's own would kill the worker before the horse has its group."""
+        pid = self.horse_pid
+        if not pid:
+            return
+        try:
+            if os.getpgid(pid) == pid:
+                os.killpg(pid, sig)
+            else:
+                os.kill(pid, sig)
+        except ProcessLookupError:
+            return
 
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
-        """Log an expected failure in one line; a traceback is for defects."""
+        """Note what a failure means, and log it: an expected one in one line, a traceback is for defects."""
         error = exc_info[1]
+        if isinstance(error, JobTimeoutException):
+            error = JobTimeout(f"The job took longer than {self.settings.job_timeout} s")
+        lifecycle.note_failure(_ours(job), error)
         if isinstance(error, SuperExamError):
             self.log.warning("job %s failed: %s (%s)", job.id, error, error.code)
+        else:
+            super().handle_exception(job, *exc_info)
+
+    def handle_job_success(self, job: Job, queue: Queue, started_job_registry: Any, execution: Execution) -> None:
+        """Mark the job finished, unless the run was given up meanwhile."""
+        if lifecycle.is_current(_ours(job), execution):
+            super().handle_job_success(job, queue, started_job_registry, execution)
+            lifecycle.announce(self.connection, self.settings, job.id)
+
+    def handle_job_failure(
+        self,
+        job: Job,
+        queue: Queue,
+        started_job_registry: Any = None,
+        exc_string: str = "",
+        execution: Execution | None = None,
+    ) -> None:
+        """Retry, fail or cancel a job whose run ended without success, and tell its document."""
+        if execution is None:
+            raise RuntimeError("a run that was never claimed can't fail")
+        if not self.is_horse:
+            self._bury(job, execution)
             return
-        super().handle_exception(job, *exc_info)
+        if not lifecycle.is_current(_ours(job), execution):
+            return
+        if self.connection.hexists(job.key, "cancel_requested") or job.meta.get("error_code") == "cancelled":
+            lifecycle.finish_cancelled(_ours(job), self.queue, self.settings, execution)
+            _guarded(lifecycle.settle, self.connection, self.settings, [job.id], 5.0)
+            return
+        _guarded(lifecycle.tell_failure, self.settings, _ours(job))
+        super().handle_job_failure(job, queue, started_job_registry, exc_string, execution)
+        lifecycle.announce(self.connection, self.settings, job.id)
+
+    def handle_work_horse_killed(self, job: Job, retpid: int, ret_val: int | None, rusage: Any) -> None:
+        """Note why the work-horse died."""
+        if ret_val is None:
+            self._death = JobTimeout(f"The job took longer than {self.settings.job_timeout} s")
+        elif os.WIFSIGNALED(ret_val) and os.WTERMSIG(ret_val) == signal.SIGKILL:
+            self._death = WorkerLost("The worker was killed, perhaps for lack of memory (signal 9)")
+        elif os.WIFSIGNALED(ret_val):
+            self._death = WorkerLost(f"The worker died (signal {os.WTERMSIG(ret_val)})")
+        else:
+            self._death = WorkerLost("The worker could not say how the job ended")
+
+    def _handle_stopped_job(self, job: Job, queue: Queue, execution: Execution) -> None:
+        """Turn a job that was stopped by a command into a cancelled one."""
+        self._stopped_job_id = None
+        lifecycle.finish_cancelled(_ours(job), self.queue, self.settings, execution)
+        self._spawn(lifecycle.settle, self.connection, self.settings, [job.id])
+
+    def _bury(self, job: Job, execution: Execution) -> None:
+        """Do what follows from the death of a work-horse."""
+        if self._handing_back == job.id:
+            self.log.info("job %s: handed back to the queue", job.id)
+            lifecycle.hand_back(self.queue, _ours(job), execution)
+            return
+        self.log.warning("job %s: %s", job.id, self._death)
+        if lifecycle.recover(self.queue, self.settings, execution.composite_key, self._death):
+            self._spawn(lifecycle.settle, self.connection, self.settings, [job.id])
+
+    # Looking around
+
+    @property
+    def should_run_maintenance_tasks(self) -> bool:
+        """Tell whether it is time to look around; raises `StopRequested` where an idle worker is to stop.
+
+        RQ asks this before each wait for a job, when nothing is popped: the one safe moment to stop.
+        """
+        if self._stop_requested and not self.executions:
+            raise StopRequested
+        return time.monotonic() - self._looked >= self.maintenance_interval
+
+    def run_maintenance_tasks(self) -> None:
+        """Recover what other workers lost, queue retries that are overdue, start the sweep."""
+        self._children = [child for child in self._children if child.is_alive()]
+        self._check_scheduler()
+        self._look_around()
+        self._looked = time.monotonic()
+
+    def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
+        """Show that the run lives, look around, and break the run off where the time to stop has come."""
+        try:
+            super().maintain_heartbeats(job, execution)
+            self.run_maintenance_tasks()
+        except RedisError as error:
+            self.log.warning("Redis can't be reached: %s", error)
+        if time.monotonic() >= self._grace_ends:
+            self._break_off()
+        elif self._stop_requested:
+            self.job_monitoring_interval = max(1, min(HEARTBEAT, int(self._grace_ends - time.monotonic())))
+
+    def _look_around(self) -> None:
+        started, scheduled = self.queue.started_job_registry.key, ScheduledJobRegistry(queue=self.queue).key
+        with self.connection.pipeline(transaction=False) as pipe:
+            pipe.zrange(started, 0, -1, withscores=True)
+            pipe.lrange(self.queue.intermediate_queue_key, 0, -1)
+            pipe.zrangebyscore(scheduled, "-inf", time.time() - OVERDUE, start=0, num=100)
+            pipe.set(self.settings.key("sweep"), self.name, nx=True, ex=SWEEP_INTERVAL)
+            runs, popped, overdue, sweeping = pipe.execute()
+        seen = {entry.decode(): float(score) for entry, score in runs}
+        lost = []
+        for entry in self._runs.look(seen):
+            error = WorkerLost("The worker that ran the job is gone")
+            if lifecycle.recover(self.queue, self.settings, entry, error, seen[entry]):
+                lost.append(entry.rpartition(":")[0])
+                self.log.warning("job %s: its worker is gone", lost[-1])
+        for job_id in self._popped.look(dict.fromkeys((job_id.decode() for job_id in popped), 0.0)):
+            lifecycle.put_back(self.queue, job_id)
+            self.log.warning("job %s: the worker that popped it is gone", job_id)
+        for job_id in overdue:
+            lifecycle.promote(self.queue, job_id.decode())
+        if lost:
+            self._spawn(lifecycle.settle, self.connection, self.settings, lost)
+        if sweeping:
+            self._spawn(sweep.run, self.connection, self.settings)
+
+    def _spawn(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Call a function in a child process of its own, which ends by itself."""
+        child = multiprocessing.get_context("fork").Process(
+            target=_in_child, args=(function, *arguments), name=function.__name__, daemon=True
+        )
+        child.start()
+        self._children.append(child)
+
+    # The scheduler
+
+    def _start_scheduler(
+        self, burst: bool = False, logging_level: str | None = "INFO", date_format: str = "", log_format: str = ""
+    ) -> None:
+        """Start the process that queues retries on the second; overdue ones are queued by every worker."""
+        self.scheduler = ExamScheduler(
+            self.queues,
+            connection=self.connection,
+            logging_level=logging_level or self.log.level,
+            serializer=JSONSerializer,
+        )
+        if not burst:
+            self.scheduler.acquire_locks(auto_start=True)  # type: ignore[no-untyped-call]
+
+    def _check_scheduler(self) -> None:
+        if self.scheduler is None or time.monotonic() - self._scheduler_checked < SCHEDULER_INTERVAL:
+            return
+        self._scheduler_checked = time.monotonic()
+        process: Any = self.scheduler._process
+        if not self._stop_requested and (process is None or not process.is_alive()):
+            self.scheduler.acquire_locks(auto_start=True)
+
+    def stop_scheduler(self) -> None:
+        """End the scheduler's process, soon: it may be waiting for Redis."""
+        process: Any = self.scheduler._process if self.scheduler else None
+        if process is None or not process.is_alive():
+            return
+        process.terminate()
+        process.join(5)
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+    # The end
+
+    def request_stop(self, signum: int, frame: FrameType | None) -> None:
+        """Take no further job, and let the one that runs go on for `SHUTDOWN_GRACE` seconds."""
+        self._stop_requested_at = time.monotonic()
+        self._grace_ends = self._stop_requested_at + self.settings.shutdown_grace
+        super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
+
+    def _shutdown(self) -> None:
+        self._stop_requested = True
+
+    def request_force_stop(self, signum: int, frame: FrameType | None) -> None:
+        """Hand the running job back at once on a second signal; one that comes with the first is no second one."""
+        if time.monotonic() - self._stop_requested_at >= 1:
+            self._grace_ends = time.monotonic()
+            self._break_off()
+
+    def _break_off(self) -> None:
+        execution = next(iter(self.executions.values()), None)
+        if execution is not None:
+            self._handing_back = execution.job_id
+            self.kill_horse()
+
+    def teardown(self) -> None:
+        """Leave nothing running, and say goodbye to Redis if it is there."""
+        if self.is_horse:
+            return
+        for child in self._children:
+            child.join(CHILD_SECONDS)
+        try:
+            super().teardown()  # type: ignore[no-untyped-call]
+        except (RedisError, StopRequested) as error:
+            self.log.warning("this worker's end could not be registered: %s", error)
+
+
+def _check(settings: Settings, names: Sequence[str]) -> None:
+    if not settings.gemini_api_key:
+        raise ConfigError("GEMINI_API_KEY is not set: a worker needs the key of the Gemini API")
+    if list(names) != [settings.queue_name]:
+        # With several queues RQ pops without a trace, and a crash just then loses the job.
+        raise ConfigError(f"a worker takes exactly one queue, {settings.queue_name!r}, not {', '.join(names)!r}")
+
+
+def _ours(job: Job) -> ExamJob:
+    assert isinstance(job, ExamJob)  # `job_class` sees to it  # noqa: S101
+    return job
+
+
+def _names(queues: Any) -> list[str]:
+    given = [queues] if isinstance(queues, str | Queue) else list(queues)
+    return [queue.name if isinstance(queue, Queue) else str(queue) for queue in given]
+
+
+def _in_child(function: Callable[..., None], *arguments: Any) -> None:
+    die_with_parent(signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.alarm(CHILD_SECONDS)
+    _guarded(function, *arguments)
+
+
+def _guarded(function: Callable[..., None], *arguments: Any) -> None:
+    """Call what must not end the caller: what it could not do now, the next sweep does."""
+    log = logging.getLogger("rq.worker")
+    try:
+        function(*arguments)
+    except (SuperExamError, RedisError) as error:
+        log.warning("%s: %s", function.__name__, error)
+    except Exception:
+        log.exception("%s failed", function.__name__)

@@ -240,15 +240,18 @@ def test_a_failed_job_is_queued_again_with_all_its_retries(service: Stack, jobs:
 
 def test_all_failed_jobs_are_queued_again(service: Stack, jobs: dict[str, str]) -> None:
     """Requeue All brings back every failed job of a queue, in one POST."""
-    queue = _queue(service, "lost")
-    for number in range(3):
-        job = queue.enqueue("time.sleep", 0, job_id=f"lost-{number}", meta={"max_attempts": 4})
+    queue = _queue(service)
+    waiting = queue.get_job_ids()
+    lost = [f"lost-{number}" for number in range(3)]
+    for job_id in lost:
+        job = queue.enqueue("time.sleep", 0, job_id=job_id, meta={"doc_id": job_id, "max_attempts": 4})
         queue.remove(job)
         job.set_status(JobStatus.FAILED)
         queue.failed_job_registry.add(job, ttl=60)
-    assert _post(service, "requeue/lost").json() == {"status": "OK", "count": 3}
-    assert (queue.count, len(queue.failed_job_registry)) == (3, 0)
-    queue.delete(delete_jobs=True)
+    assert _post(service, "requeue/superexam").json() == {"status": "OK", "count": 3}
+    assert (queue.get_job_ids(), len(queue.failed_job_registry)) == ([*waiting, *lost], 0)
+    for job_id in lost:
+        assert _post(service, f"job/{job_id}/delete").status_code == 200
 
 
 def test_compact_drops_only_what_has_no_job(service: Stack) -> None:

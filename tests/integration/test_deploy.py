@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -159,20 +161,30 @@ def proxy(installation: Stack, tmp_path: Path) -> Iterator[str]:
     assert tested.returncode == 0, tested.stderr
     server = subprocess.Popen([nginx, "-c", str(main)], stderr=subprocess.DEVNULL)
     try:
+        eventually(lambda: (tmp_path / "nginx.pid").exists(), "nginx")
         yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
         server.wait(10)
 
 
-def test_nginx_passes_requests_on(installation: Stack, proxy: str) -> None:
-    """The API answers through the proxy."""
+def test_nginx_passes_events_on_at_once(installation: Stack, proxy: str) -> None:
+    """A caller with a key, behind the proxy, hears that a job runs while it runs; the stream ends with the job."""
+    installation.configure(TRUSTED_PROXIES="1", API_KEYS="sesame")
     installation.start_api()
+    installation.start_worker()
+    installation.gemini.latency = 3
+    installation.add_document("proxied", pdfs.prose(2))
+    caller = requests.Session()
+    caller.headers["Authorization"] = "Bearer sesame"
+    body = {"doc_id": "proxied", "system_prompt_id": "sys", "custom_prompt_id": "cus"}
+    job_id = caller.post(f"{proxy}/jobs/process", json=body, timeout=10).json()["job_id"]
 
-    def answered() -> bool:
-        try:
-            return requests.get(f"{proxy}/health", timeout=2).ok
-        except requests.RequestException:
-            return False
-
-    eventually(answered, "an answer through nginx")
+    with caller.get(f"{proxy}/jobs/{job_id}/events", stream=True, timeout=30) as stream:
+        told = (json.loads(line[6:])["status"] for line in stream.iter_lines() if line.startswith(b"data: "))
+        heard = [(status, time.monotonic()) for status in told]
+    caller.close()
+    installation.gemini.latency = 0
+    assert [status for status, _ in heard][-1] == "completed"
+    first = next(when for status, when in heard if status == "processing")
+    assert heard[-1][1] - first > 2

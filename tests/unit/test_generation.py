@@ -522,12 +522,25 @@ class TestCost:
             "output_tokens": 20,
             "thought_tokens": 2,
             "usd": pytest.approx(estimate("gemini-3.8-flash", Usage(200, 20, 2), datetime.now(UTC).date()), abs=1e-6),
-            "prices_as_of": "2026-11-23",
+            "prices_as_of": "2026-10-07",
             "models": ["gemini-3.8-flash"],
+            "outcomes": {"empty": 1, "complete": 1},
         }
         bench.run((1, 2))
         assert bench.cost.summary()["cached_batches"] == 1
         assert bench.cost.summary()["usd"] == 0
+
+    def test_it_counts_how_calls_ended(self) -> None:
+        """Each call counts once: by its answer's outcome, or by the kind of its error."""
+        failures: dict[int, Exception] = {
+            1: GeminiSlow("slow"),
+            2: errors.RateLimited("limit"),
+            3: errors.GeminiUnavailable("away"),
+        }
+        bench = Bench(lambda pages, turn, prompt: failures.get(turn) or answer(pages))
+        bench.run((1,))
+        outcomes = {"timeout": 1, "rate_limited": 1, "gemini_unavailable": 1, "complete": 1}
+        assert bench.cost.summary()["outcomes"] == outcomes
 
     def test_it_does_not_guess_the_price_of_an_unknown_model(self) -> None:
         """No estimate is better than a wrong one."""

@@ -15,7 +15,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from rq import Queue
 
 from superexam_rq import metrics
-from superexam_rq.config import Settings
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 
@@ -48,8 +47,7 @@ EXPRESSIONS = _expressions()
 @pytest.fixture(scope="module")
 def samples() -> dict[str, list[dict[str, str]]]:
     """Give the label sets of each sample that a service shows that has not done anything yet."""
-    settings = Settings.from_env({})
-    text, _ = metrics.exposition(Queue(settings.queue_name, connection=FakeRedis()), settings)
+    text, _ = metrics.exposition(Queue(connection=FakeRedis()))
     found: dict[str, list[dict[str, str]]] = defaultdict(list)
     for family in text_string_to_metric_families(text.decode()):
         for sample in family.samples:

@@ -24,31 +24,38 @@ from rq.job import Job, JobStatus
 
 from superexam_rq.config import Settings
 from superexam_rq.errors import ConfigError
-from superexam_rq.queueing import STATUS_NAMES, JobQueue, JobRequest, Outcome, away, check_key_prefix, retry_intervals
+from superexam_rq.lifecycle import LIVE
+from superexam_rq.queueing import JobQueue, JobRequest, Outcome, away, check_key_prefix, retry_intervals
 
 NOW = 1_800_000_000.0
 
 
 def request(doc_id: str = "doc", **options: Any) -> JobRequest:
+    """Return a submission."""
     return JobRequest(doc_id=doc_id, system_prompt_id="sys", custom_prompt_id="cus", **options)
 
 
 @pytest.fixture
 def redis() -> Iterator[FakeRedis]:
+    """Give an empty Redis."""
     with FakeRedis() as client:
         yield client
 
 
 @pytest.fixture
 def jobs(redis: FakeRedis) -> JobQueue:
+    """Give a queue on it, at a fixed time."""
     return JobQueue(redis, Settings(rq_key_prefix="superexam"), lambda: NOW)
 
 
 def set_status(redis: FakeRedis, job_id: str, status: JobStatus, **fields: Any) -> None:
-    redis.hset(f"superexam:job:{job_id}", mapping={"status": status.value, **fields})
+    """Put a job into a state, as RQ would."""
+    values: dict[Any, Any] = {"status": status.value, **fields}
+    redis.hset(f"superexam:job:{job_id}", mapping=values)
 
 
 def utc(seconds: float) -> str:
+    """Write a time as RQ does."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
@@ -73,7 +80,7 @@ class TestEnqueue:
         """Whatever the service keeps besides RQ's keys has a time to live."""
         jobs.enqueue(request(), idempotency_key="k", caller="c")
         rqs = ("superexam:job:", "superexam:queue")
-        for key in redis.keys():
+        for key in redis.scan_iter():
             name = key.decode()
             assert name.startswith("superexam:")
             assert name.startswith(rqs) or redis.ttl(name) > 0, name
@@ -82,7 +89,7 @@ class TestEnqueue:
         """After the first one, which tells Redis the script, a submission is one command."""
         jobs.enqueue(request("first"))
         sent: list[Any] = []
-        execute = redis.execute_command
+        execute: Any = redis.execute_command
 
         def count(*words: Any, **options: Any) -> Any:
             sent.append(words[0])
@@ -92,7 +99,7 @@ class TestEnqueue:
         assert jobs.enqueue(request("second")).outcome is Outcome.CREATED
         assert sent == ["EVALSHA"]
 
-    @pytest.mark.parametrize("status", [status for status, name in STATUS_NAMES.items() if name == "pending"])
+    @pytest.mark.parametrize("status", sorted(LIVE - {JobStatus.STARTED}))
     def test_a_waiting_job_stands_for_its_document(self, jobs: JobQueue, redis: FakeRedis, status: JobStatus) -> None:
         """A second submission answers with the job that is pending, and queues nothing."""
         first = jobs.enqueue(request())
@@ -110,7 +117,9 @@ class TestEnqueue:
     @pytest.mark.parametrize(
         "status", [JobStatus.FINISHED, JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED], ids=lambda s: s.value
     )
-    def test_an_ended_job_does_not_block_its_document(self, jobs: JobQueue, redis: FakeRedis, status: JobStatus) -> None:
+    def test_an_ended_job_does_not_block_its_document(
+        self, jobs: JobQueue, redis: FakeRedis, status: JobStatus
+    ) -> None:
         """Once a job has ended, its document can be submitted again."""
         first = jobs.enqueue(request())
         set_status(redis, first.job_id, status)
@@ -144,6 +153,22 @@ class TestEnqueue:
         found = jobs.snapshot(job_id)
         assert found is not None
         assert found.max_attempts == 1
+
+    def test_submissions_are_counted_in_the_same_trip(self, jobs: JobQueue, redis: FakeRedis) -> None:
+        """Those that made a job, and those that found one."""
+        for doc_id in ("a", "a", "b", "a"):
+            jobs.enqueue(request(doc_id))
+        counts = {name: int(value) for name, value in redis.hgetall("superexam:metrics").items() if b"submi" in name}
+        assert sorted(counts.values()) == [2, 2]
+
+    def test_a_job_put_back_by_rqs_own_tools_begins_anew(self, jobs: JobQueue, redis: FakeRedis) -> None:
+        """What its last run left in the meta is not shown."""
+        job_id = jobs.enqueue(request()).job_id
+        meta = {"doc_id": "doc", "max_attempts": 4, "attempt": 4, "error": "Failed", "progress": 70}
+        set_status(redis, job_id, JobStatus.QUEUED, meta=json.dumps(meta), ended=1)
+        found = jobs.snapshot(job_id)
+        assert found is not None
+        assert (found.attempt, found.error, found.progress, found.max_attempts) == (0, None, 0, 4)
 
 
 class TestIdempotency:
@@ -185,7 +210,7 @@ class TestIdempotency:
         """Redis holds digests; they live as long as an ended job."""
         jobs.enqueue(request(), caller="caller-name", idempotency_key="secret-key")
         [name] = redis.keys("superexam:idempotency:*")
-        text = json.dumps([name.decode(), {k.decode(): v.decode() for k, v in redis.hgetall(name).items()}])
+        text = repr([name, redis.hgetall(name)])
         assert "secret-key" not in text
         assert "caller-name" not in text
         assert 86390 < redis.ttl(name) <= 86400
@@ -225,7 +250,14 @@ class TestSnapshot:
         """Progress and step are what the run wrote; `ended_at` of an earlier run is not shown."""
         job_id = jobs.enqueue(request()).job_id
         redis.lrem("superexam:queue:superexam", 0, job_id)
-        meta = {"doc_id": "doc", "max_attempts": 4, "attempt": 2, "progress": 40, "step": "Asking", "usage": {"calls": 3}}
+        meta = {
+            "doc_id": "doc",
+            "max_attempts": 4,
+            "attempt": 2,
+            "progress": 40,
+            "step": "Asking",
+            "usage": {"calls": 3},
+        }
         times = {"started_at": utc(NOW - 5), "ended_at": utc(NOW - 60)}
         set_status(redis, job_id, JobStatus.STARTED, meta=json.dumps(meta), **times)
         found = jobs.snapshot(job_id)

@@ -223,7 +223,9 @@ class GeminiServer:
             call.page_count, call.pages = len(pages), material.digests
             call.first_page = pages[0][:200] if pages else ""
         fault = self.take_fault(call, [asked.prompt, *pages, *map(fold, pages)])
-        self.pause(self.latency + (fault.delay if fault else 0.0))
+        # Reading the pages takes time that the real service spends elsewhere, and is no part of what it takes.
+        spent = time.monotonic() - call.started
+        self.pause(max(0.0, self.latency - spent) + (fault.delay if fault else 0.0))
         if fault is not None and fault.drop == "read":
             raise Dropped
         if fault is not None and (fault.raw is not None or fault.body is not None):

@@ -1,0 +1,148 @@
+"""RQ's own commands against the running service, as the README prints them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from superexam_rq.sandbox.gemini import Fault
+from tests import pdfs
+from tests.stack import ROOT, Stack, eventually
+
+EXPORT = 'eval "$(python -m superexam_rq env)"'
+REQUEUE = "rq requeue -S json --queue superexam"
+POOL = "rq worker-pool -S json -w superexam_rq.worker.ExamWorker -n 2 superexam"
+
+
+def _shell(service: Stack, command: str) -> str:
+    """Run a line in a shell that has evaluated the exports, and return what it prints; it must succeed."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", f"{EXPORT}\n{command}"],
+        env=service.environment | {"PATH": path},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def _fail(service: Stack, doc_id: str) -> str:
+    service.add_document(doc_id, None, filePath=f"{doc_id}-scan.pdf")
+    job_id: str = service.process(doc_id)["job_id"]
+    return job_id
+
+
+def _mend(service: Stack, doc_id: str, start: int) -> None:
+    (service.uploads / f"{doc_id}-scan.pdf").write_bytes(pdfs.prose(1, start=start))
+
+
+@pytest.fixture
+def suspended(service: Stack) -> Iterator[None]:
+    """Suspend the workers for one test, as an operator does before maintenance."""
+    assert "Suspending workers" in _shell(service, "rq suspend")
+    yield
+    _shell(service, "rq resume")
+
+
+def test_info_counts_what_the_api_counts(service: Stack) -> None:
+    """`rq info` shows the one queue, its length and the worker, as /health does."""
+    shown = _shell(service, "rq info -S json")
+    assert "1 workers, 1 queues" in shown
+    assert re.search(r"superexam\s.*\b0, 0 executing, 0 finished, 0 failed", shown), shown
+    health = service.http.get(f"{service.url}/health", timeout=10).json()
+    assert (health["queued"], health["workers"]) == (0, 1)
+
+
+def test_a_failed_job_runs_again_by_its_id(service: Stack) -> None:
+    """`rq requeue` with ids queues just these, and the job runs to its end."""
+    first, second = _fail(service, "one"), _fail(service, "two")
+    _mend(service, "one", 10)
+    _mend(service, "two", 20)
+    assert "Requeueing 1 jobs" in _shell(service, f"{REQUEUE} {first}")
+    assert service.wait_for_job(first, "completed")["error"] is None
+    assert service.fields("one")["status"] == "ready"
+    assert service.job(second)["status"] == "failed"
+
+
+def test_all_failed_jobs_run_again(service: Stack) -> None:
+    """`rq requeue --all` brings back every failed job."""
+    failed = [_fail(service, f"all-{number}") for number in range(2)]
+    for number in range(2):
+        _mend(service, f"all-{number}", 30 + number)
+    _shell(service, f"{REQUEUE} --all")
+    for job_id in failed:
+        service.wait_for_job(job_id, "completed")
+    assert "0 failed" in _shell(service, "rq info -S json")
+
+
+def test_what_can_not_be_requeued_is_said(service: Stack) -> None:
+    """An unknown id is named as one that could not be queued again."""
+    shown = _shell(service, f"{REQUEUE} 00000000-0000-0000-0000-000000000000")
+    assert "Unable to requeue 1 jobs from failed job registry" in shown
+
+
+@pytest.mark.usefixtures("suspended")
+def test_suspended_workers_take_nothing_until_resumed(service: Stack) -> None:
+    """After `rq suspend` submissions are taken and wait; `rq resume` lets them run."""
+    service.add_document("pause", pdfs.prose(1, start=40))
+    job_id = service.submit("pause").json()["job_id"]
+    assert re.search(r"superexam\s.*\b1, 0 executing", _shell(service, "rq info -S json"))
+    # A worker that is not suspended takes a job within milliseconds: what the info took was long enough.
+    assert service.job(job_id)["status"] == "pending"
+    assert "Resuming workers" in _shell(service, "rq resume")
+    service.wait_for_job(job_id, "completed")
+
+
+@pytest.mark.usefixtures("suspended")
+def test_a_suspension_can_have_an_end(service: Stack) -> None:
+    """`rq suspend --duration` ends by itself."""
+    _shell(service, "rq suspend --duration 1")
+    service.add_document("short-pause", pdfs.prose(1, start=41))
+    service.wait_for_job(service.submit("short-pause").json()["job_id"], "completed")
+
+
+@pytest.mark.usefixtures("suspended")
+def test_emptying_the_queue_drops_what_waits(service: Stack) -> None:
+    """`rq empty` deletes the waiting jobs; the next submission of such a document is a new job."""
+    service.add_document("dropped", pdfs.prose(1, start=42))
+    job_id = service.submit("dropped").json()["job_id"]
+    assert "1 jobs removed from superexam queue" in _shell(service, "rq empty -S json superexam")
+    assert service.http.get(f"{service.url}/jobs/{job_id}", timeout=10).status_code == 404
+    again = service.submit("dropped")
+    assert again.status_code == 202
+    _shell(service, "rq resume")
+    service.wait_for_job(again.json()["job_id"], "completed")
+
+
+def test_a_pool_runs_jobs_side_by_side(service: Stack) -> None:
+    """`rq worker-pool -n 2` registers two workers that run two jobs at once, and ends both when told to stop."""
+    before = service.worker_count()
+    exports = {"RQ_KEY_PREFIX": "superexam", "RQ_REDIS_URL": service.redis_url}
+    pool = service.children.start("pool", *POOL.replace("rq ", "rq.cli ", 1).split(), environment=exports)
+    service.children.wait_for("the pool", lambda: service.worker_count() == before + 2)
+    service.gemini.script(Fault.wait(2, times=None))
+    try:
+        made = []
+        for number in range(before + 2):
+            service.add_document(f"pool-{number}", pdfs.prose(1, start=50 + number))
+            made.append(service.submit(f"pool-{number}").json()["job_id"])
+        busy = f"{before + 2} executing"
+        eventually(lambda: busy in _shell(service, "rq info -S json"), "all workers busy")
+        for job_id in made:
+            service.wait_for_job(job_id, "completed")
+    finally:
+        service.gemini.clear_faults()
+        pool.terminate()
+        assert pool.wait(60) == 0
+        del service.children.running["pool"]
+    assert service.worker_count() == before
