@@ -52,7 +52,7 @@ class Run:
         with contextlib.closing(store.connect(self.settings)) as client:
             exams = store.ExamStore(client, self.settings)
             document = exams.take(task.doc_id, self.job.id, self.job.run, self._check)
-            if document.is_published:
+            if document.already_published:
                 summary = {"question_count": int(document.fields.get("questionCount", 0))}
             else:
                 summary = self._process(task, exams, document)
