@@ -9,7 +9,8 @@ Run by hand on a quiet machine, with Debian's package wrk::
 Real gunicorn with deploy/gunicorn.conf.py, a real Redis-protocol server, wrk: they share the machine's cores, so
 absolute figures hold for one machine and day, and only ratios within one run are to be compared. The units are (a) a
 bare Flask route under the same gunicorn and (b) `rq.Queue.enqueue` in a loop. The rounds are interleaved and the
-median is told. Rate limiting is off but for the row that says so: a caller that may submit 300 times a minute never
+median is told. The processor time that gunicorn takes for a request is told too: it hardly depends on who else uses
+the machine. Rate limiting is off but for the row that says so: a caller that may submit 300 times a minute never
 comes near these figures.
 """
 
@@ -30,6 +31,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import requests
 from redis import Redis
 from rich.console import Console
@@ -75,12 +77,13 @@ end
 
 @dataclass(frozen=True)
 class Figures:
-    """Hold one run of wrk: requests per second, milliseconds, failed requests."""
+    """Hold one run of wrk: requests per second, milliseconds, failed requests, the server's processor time for one."""
 
     rate: float
     p50: float
     p95: float
     p99: float
+    cpu_ms: float
     failed: int
 
 
@@ -101,6 +104,7 @@ class Bench:
             folder,
         )
         self._scripts = 0
+        self._servers: dict[str, int] = {}
         (folder / "bare").mkdir()
         (folder / "bare" / "wsgi.py").write_text(BARE_APP)
 
@@ -109,7 +113,8 @@ class Bench:
         port = free_port()
         where = ("--chdir", str(self.folder / "bare")) if bare else ()
         arguments = ("-c", str(ROOT / "deploy" / "gunicorn.conf.py"), *where, *options, "wsgi:app")
-        self.children.start(name, "gunicorn", *arguments, environment={"PORT": str(port), **variables})
+        process = self.children.start(name, "gunicorn", *arguments, environment={"PORT": str(port), **variables})
+        self._servers[f"127.0.0.1:{port}"] = process.pid
         url = f"http://127.0.0.1:{port}"
 
         def answers() -> bool:
@@ -126,10 +131,18 @@ class Bench:
         path = self.folder / f"{self._scripts}.lua"
         path.write_text((script % self._scripts if script else "") + LATENCIES)
         command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}", "-s", str(path), url]
+        before = self._cpu_seconds(url)
         done = subprocess.run(command, capture_output=True, text=True, check=True)
+        taken = self._cpu_seconds(url) - before
         found = re.search(r"RESULT (.*)", done.stdout)
         assert found, done.stdout
-        return Figures(**json.loads(found[1]))
+        figures = json.loads(found[1])
+        return Figures(**figures, cpu_ms=taken * 1000 / (figures["rate"] * seconds))
+
+    def _cpu_seconds(self, url: str) -> float:
+        server = psutil.Process(self._servers[url.split("/")[2]])
+        times = [process.cpu_times() for process in (server, *server.children())]
+        return sum(time.user + time.system for time in times)
 
     def empty(self) -> None:
         """Forget all jobs: a queue that grows makes looking up a position slower."""
@@ -159,13 +172,12 @@ def bench() -> Iterator[Bench]:
 
 def median(runs: list[Figures]) -> Figures:
     """Return the median of each figure, and the sum of what failed."""
-    return Figures(
-        *(statistics.median(getattr(run, name) for run in runs) for name in ("rate", "p50", "p95", "p99")),
-        failed=sum(run.failed for run in runs),
-    )
+    names = ("rate", "p50", "p95", "p99", "cpu_ms")
+    middle = {name: statistics.median(getattr(run, name) for run in runs) for name in names}
+    return Figures(**middle, failed=sum(run.failed for run in runs))
 
 
-def compare(found: Bench, console: Console) -> None:
+def compare(found: Bench, console: Console, rounds: int) -> None:
     """Measure the calls at 1, 8 and 32 connections, beside the two units."""
     for processes in (1, 2):
         bare = found.serve(f"bare-{processes}", "--workers", str(processes), bare=True)
@@ -173,26 +185,26 @@ def compare(found: Bench, console: Console) -> None:
         limited = found.serve(f"limited-{processes}", "--workers", str(processes), RATE_LIMIT="1000000000/minute")
         runs: dict[tuple[str, int], list[Figures]] = defaultdict(list)
         enqueues = []
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             enqueues.append(found.enqueue_rate())
             for connections in CONNECTIONS:
                 found.empty()
-                runs["bare Flask route", connections].append(found.wrk(bare, connections))
-                runs["POST /jobs/process", connections].append(found.wrk(api, connections, SUBMIT))
+                runs["bare Flask", connections].append(found.wrk(bare, connections))
+                runs["POST", connections].append(found.wrk(api, connections, SUBMIT))
                 found.empty()
-                runs["the same, rate limit on", connections].append(found.wrk(limited, connections, SUBMIT))
+                runs["POST, rate limited", connections].append(found.wrk(limited, connections, SUBMIT))
                 found.empty()
                 body = {"doc_id": "one", "system_prompt_id": "s", "custom_prompt_id": "c"}
                 job = requests.post(f"{api}/jobs/process", json=body, timeout=10).json()["job_id"]
-                runs["GET /jobs/{id}", connections].append(found.wrk(f"{api}/jobs/{job}", connections))
-                runs["GET /health/live", connections].append(found.wrk(f"{api}/health/live", connections))
+                runs["GET job", connections].append(found.wrk(f"{api}/jobs/{job}", connections))
+                runs["GET live", connections].append(found.wrk(f"{api}/health/live", connections))
         unit = statistics.median(enqueues)
         title = f"{processes} process{'es' * (processes > 1)}; Queue.enqueue alone, one process: {unit:.0f}/s"
-        table = Table("call", "conn.", "req/s", "p50 ms", "p95", "p99", "of bare Flask", "of enqueue", title=title)
+        table = Table("call", "conn.", "req/s", "p50 ms", "p95", "p99", "CPU ms", "/ bare", "/ enqueue", title=title)
         for (name, connections), figures in sorted(runs.items(), key=lambda item: (item[0][0], item[0][1])):
-            one, of = median(figures), median(runs["bare Flask route", connections])
+            one, of = median(figures), median(runs["bare Flask", connections])
             assert one.failed == 0, f"{name}: {one.failed} requests failed"
-            times = (f"{one.p50:.2f}", f"{one.p95:.2f}", f"{one.p99:.2f}")
+            times = (f"{one.p50:.2f}", f"{one.p95:.2f}", f"{one.p99:.2f}", f"{one.cpu_ms:.2f}")
             ratios = (f"{one.rate / of.rate:.2f}", f"{one.rate / unit:.2f}")
             table.add_row(name, str(connections), f"{one.rate:.0f}", *times, *ratios)
         console.print(table)
@@ -264,6 +276,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("--listeners", action="store_true", help="submissions beside 100 event streams")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--threads", action="store_true", help="several numbers of processes and threads")
     chosen = parser.parse_args()
     with bench() as found:
@@ -273,7 +286,7 @@ def main() -> None:
         elif chosen.threads:
             choose_threads(found, console)
         else:
-            compare(found, console)
+            compare(found, console, chosen.rounds)
 
 
 if __name__ == "__main__":
