@@ -63,7 +63,7 @@ class Run:
     def _process(self, task: pipeline.Task, exams: store.ExamStore, document: store.OwnedDocument) -> dict[str, Any]:
         stop, cost = threading.Event(), generation.Cost()
         services = pipeline.Services(
-            client=gemini.connect(self.settings),
+            client=gemini.connect(self.settings, self.job.connection),
             throttle=Throttle(self.job.connection, self.settings),
             checkpoints=Checkpoints(self.job.connection, self.settings),
         )

@@ -491,6 +491,13 @@ class TestExam:
         assert ids == sorted(ids)
         assert len(set(ids)) == 120
 
+    def test_no_question_is_left_without_an_id(self) -> None:
+        """However many there are, the ids sort."""
+        made = number([{}] * 100_001, "t")
+        ids = [entry["id"] for entry in made]
+        assert len(set(ids)) == 100_001
+        assert ids == sorted(ids)
+
     def test_the_report_says_what_was_lost_and_why(self) -> None:
         """One sentence, most frequent reason first; repetitions are no loss."""
         _, report = cleaned(item(), item(choices=[]), item(choices=[]), item(correctAnswers=[]))
