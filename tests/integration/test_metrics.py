@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
 import requests
 
 from superexam_rq.sandbox.gemini import Fault
@@ -24,7 +23,7 @@ def test_a_job_is_counted_from_submission_to_end(service: Stack) -> None:
     """One good job raises each counter of its way by one, and its questions, calls and tokens by theirs."""
     before = load.scrape(service)
     service.add_document("counted", pdfs.prose(2))
-    job = service.process("counted", model="gemini-3.8-flash")
+    job = service.process("counted")
     assert _rise(service, before, "superexam_submissions_total", outcome="queued") == 1
     assert _rise(service, before, "superexam_jobs_total", status="completed", error_code="") == 1
     assert _rise(service, before, "superexam_queue_wait_seconds_count") == 1
@@ -33,8 +32,6 @@ def test_a_job_is_counted_from_submission_to_end(service: Stack) -> None:
     assert _rise(service, before, "superexam_gemini_calls_total", outcome="complete") == 1
     for kind in ("prompt", "output"):
         assert _rise(service, before, "superexam_gemini_tokens_total", kind=kind) == job["usage"][f"{kind}_tokens"] > 0
-    assert _rise(service, before, "superexam_gemini_cost_usd_total") == pytest.approx(job["usage"]["usd"], abs=1e-6)
-    assert job["usage"]["usd"] > 0
     assert _rise(service, before, "superexam_job_retries_total") == 0
 
 
