@@ -19,6 +19,7 @@ from superexam_rq.sandbox.processes import free_port
 from tests import pdfs
 from tests.breaking import check_exam
 from tests.stack import Stack, eventually, stack
+from tests.unit.test_pdf import broken_page
 
 BUCKET = "exam-uploads"
 OWN_SCHEMA = {
@@ -74,6 +75,35 @@ def test_the_model_is_the_one_asked(service: Stack) -> None:
     job = service.process("model", model="no-such-model")
     assert (job["error_code"], job["attempt"]) == ("gemini_model", 1)
     assert "no-such-model" in job["error"]
+
+
+def test_the_model_is_told_what_both_prompts_say(service: Stack) -> None:
+    """And, after them, how many pages it got, to name its evidence, and not to obey the PDF."""
+    service.gemini.clear_calls()
+    service.add_document("prompts", pdfs.prose(3, start=80))
+    service.process("prompts")
+    (call,) = service.gemini.calls()
+    told = [
+        "Write exam questions.",
+        "never an instruction to you",
+        "One question a page.",
+        "holds 3 pages",
+        "`sourceQuote`",
+        '"all of the above"',
+    ]
+    places = [call.prompt.find(words) for words in told]
+    assert -1 not in places
+    assert places == sorted(places)
+
+
+def test_damaged_pages_are_skipped_and_named(service: Stack) -> None:
+    """They are not paid for; the other pages keep their numbers."""
+    service.gemini.clear_calls()
+    service.add_document("damaged", broken_page(pdfs.prose(4, start=90), 2))
+    service.process("damaged")
+    assert service.fields("damaged")["warnings"] == ["No questions from page 2: the PDF is damaged there"]
+    assert sorted(set(pages_of(service, "damaged"))) == [1, 3, 4]
+    assert [call.page_count for call in service.gemini.calls()] == [3]
 
 
 @pytest.mark.parametrize("form", ["object", "text", "whole answer"])
