@@ -16,17 +16,12 @@ from typing import NoReturn
 import click
 
 from superexam_rq import __version__
+from superexam_rq.commands.jobs import jobs
+from superexam_rq.commands.options import load_settings
+from superexam_rq.commands.process import process
 from superexam_rq.config import Settings
-from superexam_rq.errors import ConfigError
 
 GUNICORN_CONFIG = Path("deploy/gunicorn.conf.py")
-
-
-def _settings() -> Settings:
-    try:
-        return Settings.from_env(os.environ, Path(".env"))
-    except ConfigError as error:
-        raise click.ClickException(str(error)) from None
 
 
 def _exports(settings: Settings) -> dict[str, str]:
@@ -39,7 +34,7 @@ def _become(settings: Settings, *arguments: str) -> NoReturn:
 
 
 def _become_gunicorn(door: str) -> NoReturn:
-    settings = _settings()
+    settings = load_settings()
     if not GUNICORN_CONFIG.is_file():
         raise click.ClickException(f"{GUNICORN_CONFIG} is not here: run this from the project's root")
     _become(settings, "gunicorn", "-c", str(GUNICORN_CONFIG), door)
@@ -66,7 +61,7 @@ def dashboard() -> None:
 @main.command()
 def worker() -> None:
     """Start one worker: RQ's own `rq worker` with what this service needs."""
-    settings = _settings()
+    settings = load_settings()
     # The name tells an operator the machine, and a container's health check which registration is its own.
     name = f"{socket.gethostname()}-{secrets.token_hex(4)}"
     options = ("-S", "json", "-w", "superexam_rq.worker.ExamWorker", "--name", name, "--with-scheduler")
@@ -76,7 +71,7 @@ def worker() -> None:
 @main.command()
 def env() -> None:
     """Print exports for the stock tools: eval "$(python -m superexam_rq env)"."""
-    for name, value in _exports(_settings()).items():
+    for name, value in _exports(load_settings()).items():
         click.echo(f"export {name}={shlex.quote(value)}")
 
 
@@ -88,6 +83,10 @@ def demo(pdf: Path | None, once: bool) -> None:
     from superexam_rq.sandbox.demo import DemoError, run
 
     try:
-        run(_settings(), pdf, once=once)
+        run(load_settings(), pdf, once=once)
     except DemoError as error:
         raise click.ClickException(str(error)) from None
+
+
+main.add_command(process)
+main.add_command(jobs)

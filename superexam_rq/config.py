@@ -20,6 +20,9 @@ from superexam_rq.errors import ConfigError
 
 Parser = Callable[[str], Any]
 
+# What .env.example holds: not a key.
+PLACEHOLDER_KEY = "your-api-key-here"
+
 # The characters that RQ 3 takes in a key prefix (rq.defaults).
 _PREFIX = re.compile(r"[A-Za-z0-9_.:{}-]+")
 # A comment behind a value: systemd's EnvironmentFile and `docker run --env-file` keep it in the value.
@@ -291,7 +294,7 @@ def env_example() -> str:
         if row.attribute in {"redis_host", "redis_port", "redis_key_prefix"}:
             lines.append(f"{row.names[0]}={default}")
         elif row.attribute == "gemini_api_key":
-            lines.append("GEMINI_API_KEY=your-api-key-here")
+            lines.append(f"GEMINI_API_KEY={PLACEHOLDER_KEY}")
         else:
             lines.append(f"# {row.names[0]}={default}")
     return "\n".join(lines) + "\n"

@@ -157,14 +157,16 @@ def connect(
 
 def away(error: RedisError) -> str | None:
     """Return in one line, fit for anyone, why Redis can't serve now; None if the error is a defect of ours."""
-    code = getattr(error, "status_code", None) or str(error).partition(" ")[0]
+    # A pipeline's error begins with the command that it is about.
+    text = str(error).rpartition(" caused error: ")[2]
+    code = getattr(error, "status_code", None) or text.partition(" ")[0]
     if code in _REFUSALS:
         return _REFUSALS[code]
     if isinstance(error, RedisTimeoutError):
         return "Redis does not answer"
     if isinstance(error, RedisConnectionError):
         return "Redis can't be reached"
-    return _REFUSALS["NOPERM"] if "ACL failure in script" in str(error) else None
+    return _REFUSALS["NOPERM"] if "ACL failure in script" in text else None
 
 
 @dataclass(frozen=True, kw_only=True)

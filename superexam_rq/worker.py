@@ -341,10 +341,13 @@ class ExamWorker(LoggedWorker):
         return time.monotonic() - self._looked >= self.maintenance_interval
 
     def run_maintenance_tasks(self) -> None:
-        """Recover what other workers lost, queue retries that are overdue, start the sweep."""
+        """Recover what other workers lost, queue retries that are overdue, start the sweep; heed `rq suspend`."""
         self._children = [child for child in self._children if child.is_alive()]
         self._check_scheduler()
         self._look_around()
+        if not self.executions:
+            # RQ looks only before it begins to wait for a job: an idle worker would take one more.
+            self.check_for_suspension(burst=False)
         self._looked = time.monotonic()
 
     def maintain_heartbeats(self, job: Job, execution: Execution) -> None:

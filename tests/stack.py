@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -159,6 +161,18 @@ class Stack:
         answer = self.submit(doc_id, **options)
         assert answer.status_code == 202, answer.text
         return self.wait_for_job(answer.json()["job_id"])
+
+    def command(self, *arguments: str, timeout: float = 60, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run `superexam ARGUMENTS` in this installation's environment, in its folder, to the end."""
+        return subprocess.run(
+            [sys.executable, "-m", "superexam_rq", *arguments],
+            env=self.environment | variables,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
 
     def close(self) -> None:
         """End the processes and close the clients."""

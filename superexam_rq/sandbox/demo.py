@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-import shutil
 import signal
 import socket
 import tempfile
@@ -19,29 +17,22 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import requests
 from google.cloud import firestore
 from redis import Redis
 from redis.exceptions import RedisError
 from rich.console import Console
-from rich.panel import Panel
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.text import Text
 
-from superexam_rq.config import Settings, read_environment
+from superexam_rq import website
+from superexam_rq.client import ServiceClient, ServiceError, base_url
+from superexam_rq.config import PLACEHOLDER_KEY, Settings, read_environment
 from superexam_rq.sandbox.firestore import FirestoreServer
 from superexam_rq.sandbox.gemini import GeminiServer
 from superexam_rq.sandbox.processes import ChildEnded, Children, free_port
 
 WORKERS = 2
 SHOWN_QUESTIONS = 3
-# What .env.example holds: not a key.
-PLACEHOLDER_KEY = "your-api-key-here"
-
-SYSTEM_PROMPT = "You write exam questions for students. Ask about what the text explains, not about its wording."
-CUSTOM_PROMPT = "Write about one question a page, each with four choices."
 
 
 class DemoError(Exception):
@@ -66,7 +57,7 @@ def run(settings: Settings, pdf: Path | None, *, once: bool) -> None:
     with contextlib.ExitStack() as stack:
         try:
             _run(stack, settings, pdf, once=once, console=console)
-        except ChildEnded as error:
+        except (ChildEnded, ServiceError, website.StorageError) as error:
             raise DemoError(str(error)) from None
         except KeyboardInterrupt:
             console.print("\nStopping.")
@@ -83,14 +74,18 @@ def _run(stack: contextlib.ExitStack, settings: Settings, pdf: Path | None, *, o
 
     os.environ.update({name: environment[name] for name in ("FIRESTORE_EMULATOR_HOST",) if name in environment})
     client = firestore.Client(project=demo.google_cloud_project or None)
-    doc_id = _store_as_website(client, demo, pdf, folder / "uploads")
-    job_id = _submit(demo, doc_id)
-    document = client.document(demo.collection("documents"), doc_id)
-    found = _follow(console, document, children)
+    source = pdf or Path(str(resources.files("superexam_rq.sandbox") / "sample.pdf"))
+    exam = website.store(client, demo, source, kind="demo")
+    with contextlib.closing(ServiceClient(base_url(demo), next(iter(demo.api_keys), ""))) as api:
+        job_id = api.submit(**exam.request())
+    found = website.follow(console, lambda: website.read(exam.document), children.check)
     if found.get("status") != "ready":
         raise DemoError(f"the job failed: {found.get('error')}")
-    _print_exam(console, document, found)
-    _print_places(console, places, doc_id, job_id, folder)
+    console.print(f"\n[bold]{found['questionCount']} questions[/bold] from {found['title']}. The first ones:")
+    website.show(console, website.questions(exam.document, SHOWN_QUESTIONS))
+    for warning in found.get("warnings", []):
+        console.print(f"Warning: {warning}", markup=False)
+    _print_places(console, places, exam.doc_id, job_id, folder)
     if not once:
         console.print("Everything stays up until Ctrl-C.")
         while True:
@@ -164,7 +159,7 @@ def _start_service(children: Children, settings: Settings, environment: Mapping[
     children.start("api", "superexam_rq", "api")
     for number in range(1, WORKERS + 1):
         children.start(f"worker-{number}", "superexam_rq", "worker")
-    base = _base_url(settings)
+    base = base_url(settings)
     children.wait_for("the API and its workers", lambda: _workers(base) >= WORKERS)
     places.insert(0, Place("API", base))
 
@@ -176,11 +171,6 @@ def _answers(redis: Redis) -> bool:
         return False
 
 
-def _base_url(settings: Settings) -> str:
-    host = "127.0.0.1" if settings.host in {"", "0.0.0.0", "::"} else settings.host
-    return f"http://{host}:{settings.port}"
-
-
 def _workers(base: str) -> int:
     try:
         answer = requests.get(f"{base}/health", timeout=2)
@@ -189,78 +179,9 @@ def _workers(base: str) -> int:
         return 0
 
 
-def _store_as_website(client: firestore.Client, settings: Settings, pdf: Path | None, uploads: Path) -> str:
-    """Store the PDF, the document and both prompts as the website does before it submits; return the document's id."""
-    source = pdf or Path(str(resources.files("superexam_rq.sandbox") / "sample.pdf"))
-    name = f"{int(time.time() * 1000)}-{source.name}"
-    shutil.copyfile(source, uploads / name)
-    doc_id = f"demo-{secrets.token_hex(6)}"
-    client.document(settings.collection("system-prompts"), "demo-system").set({"content": SYSTEM_PROMPT})
-    client.document(settings.collection("custom-prompts"), "demo-custom").set({"content": CUSTOM_PROMPT})
-    client.document(settings.collection("documents"), doc_id).set(
-        {
-            "title": source.stem,
-            "filePath": name,
-            "status": "processing",
-            "currentStep": "Queuing...",
-            "progress": 0,
-            "createdAt": int(time.time() * 1000),
-        }
-    )
-    return doc_id
-
-
-def _submit(settings: Settings, doc_id: str) -> str:
-    headers = {"Authorization": f"Bearer {settings.api_keys[0]}"} if settings.api_keys else {}
-    answer = requests.post(
-        f"{_base_url(settings)}/jobs/process",
-        json={
-            "doc_id": doc_id,
-            "system_prompt_id": "demo-system",
-            "custom_prompt_id": "demo-custom",
-            "schema": None,
-        },
-        headers=headers,
-        timeout=10,
-    )
-    if answer.status_code != 202:
-        raise DemoError(f"the API answered {answer.status_code}: {answer.text[:200]}")
-    return str(answer.json()["job_id"])
-
-
-def _follow(console: Console, document: firestore.DocumentReference, children: Children) -> dict[str, Any]:
-    """Show Firestore's progress until the document is no longer `processing`."""
-    columns = (TextColumn("{task.description:40}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("Queuing...", total=100)
-        while True:
-            found: dict[str, Any] = document.get().to_dict() or {}
-            if found.get("status") != "processing":
-                bar.update(task, completed=100, description=str(found.get("status")))
-                return found
-            bar.update(task, completed=found.get("progress", 0), description=found.get("currentStep", ""))
-            children.check()
-            time.sleep(0.2)
-
-
-def _print_exam(console: Console, document: firestore.DocumentReference, found: Mapping[str, Any]) -> None:
-    console.print(f"\n[bold]{found['questionCount']} questions[/bold] from {found['title']}. The first ones:")
-    for snapshot in document.collection("questions").limit(SHOWN_QUESTIONS).stream():
-        question = snapshot.to_dict() or {}
-        lines = [str(question["questionText"]), ""]
-        for choice in question["choices"]:
-            mark = "✓" if choice["index"] in question["correctAnswers"] else " "
-            lines.append(f"{mark} {choice['index']}. {choice['text']}")
-        pages = ", ".join(str(page) for page in question["sourcePages"])
-        lines += ["", f"page {pages}: {question['explanation']}"]
-        console.print(Panel(Text("\n".join(lines)), title=snapshot.id))
-    for warning in found.get("warnings", []):
-        console.print(f"Warning: {warning}", markup=False)
-
-
 def _print_places(console: Console, places: list[Place], doc_id: str, job_id: str, folder: Path) -> None:
     width = max(len(place.name) for place in places)
     for place in places:
-        console.print(f"{place.name:{width}}  {place.where}", markup=False, highlight=False)
-    console.print(f"{'Document, job':{width}}  {doc_id}, {job_id}", markup=False, highlight=False)
-    console.print(f"{'Logs':{width}}  {folder}", markup=False, highlight=False)
+        console.print(f"{place.name:{width}}  {place.where}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{'Document, job':{width}}  {doc_id}, {job_id}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{'Logs':{width}}  {folder}", markup=False, highlight=False, soft_wrap=True)
