@@ -302,7 +302,7 @@ class JobQueue:
         retries = settings.max_retry_attempts
         return self.queue.create_job(
             PROCESS,
-            kwargs=asdict(request),
+            kwargs=vars(request),
             job_id=str(uuid.uuid4()),
             description=f"document {request.doc_id}",
             timeout=settings.job_timeout,
