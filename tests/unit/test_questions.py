@@ -512,7 +512,7 @@ class TestExam:
         total = Report()
         for _ in range(2):
             _, report = cleaned(item(), item(choices=[]))
-            total.add(Report.from_json(json.loads(json.dumps(report.to_json()))))
+            total.add(report)
         assert (total.proposed, total.dropped) == (4, {"too_few_choices": 2})
 
 
