@@ -23,7 +23,7 @@ from superexam_rq.sources import Source
 from superexam_rq.texts import fold, scrub, scrub_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from superexam_rq.caller_schema import CallerSchema
 

@@ -508,7 +508,7 @@ class TestExam:
         assert Report().warnings() == []
 
     def test_reports_add_up(self) -> None:
-        """A batch's report survives being kept as JSON."""
+        """The document's report is the sum of its batches'."""
         total = Report()
         for _ in range(2):
             _, report = cleaned(item(), item(choices=[]))
