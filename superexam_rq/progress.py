@@ -94,7 +94,7 @@ class Progress:
                     self._dirty = False
             polled = self._clock()
             self._try(self._poll)
-            if write:
+            if write and self._error is None:
                 for sink in self._sinks:
                     self._try(partial(sink, percent, step))
                 written = self._clock()

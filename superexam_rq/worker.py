@@ -262,6 +262,9 @@ class ExamWorker(LoggedWorker):
         except ProcessLookupError:
             return
 
+    def prepare_job_execution(self, job: Job, remove_from_intermediate_queue: bool = False) -> None:
+        """Do nothing: `claim` did it, and a job that was deleted since must not come back as half a hash."""
+
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
         """Note what a failure means, and log it: an expected one in one line, a traceback is for defects."""
         error = exc_info[1]

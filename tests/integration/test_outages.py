@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from tests import pdfs
-from tests.breaking import check_exam, held, wait_for_call
+from tests.breaking import check_exam, held, horse_pid, wait_for_call
 from tests.integration.chaos.parts import Installation, installation
 from tests.stack import Stack, eventually
 
@@ -38,7 +38,7 @@ def test_a_running_job_outlives_an_outage_of_redis(service: Installation) -> Non
     service.restartable_redis.kill()
     time.sleep(5)
     service.restartable_redis.start()
-    assert service.wait_for_job(job_id)["status"] == "completed"
+    eventually(lambda: service.status(job_id) == "finished", "the job to be recorded")
     assert service.runs(job_id) == 1
     check_exam(service, "redis-away")
 
@@ -98,3 +98,15 @@ def test_a_document_deleted_meanwhile_ends_its_job(service: Installation) -> Non
     assert held(service, job_id)["failed"]
     assert not service.document("deleted").get().exists
     assert service.questions("deleted") == []
+
+
+def test_a_job_deleted_by_hand_stops_and_does_not_come_back(service: Installation) -> None:
+    """The dashboard deletes the hash of a running job: its run notices, and half a hash is not left behind."""
+    service.gemini.latency = 4.0
+    job_id = service.submit_document("by-hand")
+    wait_for_call(service)
+    service.redis.delete(f"superexam:job:{job_id}")
+    name = service.workers()[0]
+    eventually(lambda: horse_pid(service, name) is None, "the run to end", 15)
+    assert not service.redis.exists(f"superexam:job:{job_id}")
+    eventually(lambda: not held(service, job_id)["started"], "RQ's record of the run to be removed")

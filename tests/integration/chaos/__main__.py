@@ -35,9 +35,8 @@ def main() -> None:
         scenarios.redis_away(parts, report, options.outage)
         documents = len(parts.submitted)
     print(report.table())
-    print(
-        f"\n{documents} documents. Worst recovery {report.worst:.1f} s; the whole took {time.monotonic() - began:.0f} s."
-    )
+    took = time.monotonic() - began
+    print(f"\n{documents} documents. Worst recovery {report.worst:.1f} s; the whole took {took:.0f} s.")
     for line in report.wrong:
         print(f"WRONG {line}")
     sys.exit(1 if report.wrong else 0)
