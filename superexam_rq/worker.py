@@ -61,6 +61,8 @@ OVERDUE = 3
 SWEEP_INTERVAL = 30
 # A child that tells Firestore something gives up after this; less than SWEEP_INTERVAL, so that sweeps never overlap.
 CHILD_SECONDS = 25
+# How long a worker that stops waits for its children.
+LAST_SECONDS = 5.0
 SCHEDULER_INTERVAL = 10.0
 
 
@@ -456,8 +458,10 @@ class ExamWorker(LoggedWorker):
         """Leave nothing running, and say goodbye to Redis if it is there."""
         if self.is_horse:
             return
+        give_up = time.monotonic() + LAST_SECONDS
         for child in self._children:
-            child.join(CHILD_SECONDS)
+            child.join(max(0.0, give_up - time.monotonic()))
+            child.kill()  # a sweep of another worker does what this child could not
         try:
             super().teardown()  # type: ignore[no-untyped-call]
         except (RedisError, StopRequested) as error:
@@ -483,6 +487,7 @@ def _names(queues: Any) -> list[str]:
 
 
 def _in_child(function: Callable[..., None], *arguments: Any) -> None:
+    logs.unbind()  # it looks at other jobs than the one that runs
     die_with_parent(signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

