@@ -27,6 +27,7 @@ def create_app(
     # A redirect would be an answer outside the contract. Slashes that lead are dropped all the same, as when the
     # website's URL of this service ends with one.
     app.url_map.merge_slashes = False
+    app.url_map.converters["job_id"] = views.JobIdConverter
     queue = queueing.JobQueue(connect(settings), settings, time.time)
     hub = app.extensions["hub"] = Hub(queue, settings)
     verify = auth.GoogleTokens(settings, google_certs_url) if settings.google_id_token_audience else None

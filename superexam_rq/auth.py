@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -136,13 +137,8 @@ def is_on_this_machine(environ: Mapping[str, Any], trusted_proxies: int) -> bool
     if not _is_local_name(environ.get("HTTP_HOST", "")):
         return False
     address = environ.get("REMOTE_ADDR")
-    if address == "":
-        return True  # a Unix socket's peer has no address
-    try:
-        peer = ipaddress.ip_address(address or "none")
-    except ValueError:
-        return False
-    return (getattr(peer, "ipv4_mapped", None) or peer).is_loopback
+    # A Unix socket's peer has no address.
+    return address == "" or (address is not None and _is_loopback(address))
 
 
 def behind_proxies(application: Any, settings: Settings) -> Any:
@@ -155,6 +151,16 @@ def _came_through_proxy(environ: Mapping[str, Any]) -> bool:
     return any(name.startswith("HTTP_X_FORWARDED") or name in _PROXY_HEADERS for name in environ)
 
 
+@lru_cache(256)
+def _is_loopback(address: str) -> bool:
+    try:
+        peer = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return bool((getattr(peer, "ipv4_mapped", None) or peer).is_loopback)
+
+
+@lru_cache(256)
 def _is_local_name(host: str) -> bool:
     try:
         name = (urlsplit(f"//{host}").hostname or "").rstrip(".")

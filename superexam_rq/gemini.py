@@ -11,6 +11,7 @@ What is not here: asking again, waiting, splitting (`generation`), the limit sha
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import requests
 import urllib3
+from redis.exceptions import RedisError
 
 from superexam_rq.errors import (
     GeminiKeyRefused,
@@ -36,6 +38,8 @@ from superexam_rq.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from redis import Redis
 
     from superexam_rq.config import Settings
 
@@ -183,14 +187,16 @@ def preload(settings: Settings) -> None:
         _import_generativeai()
 
 
-def connect(settings: Settings) -> GeminiClient:
+def connect(settings: Settings, redis: Redis | None = None) -> GeminiClient:
     """Return a client for the chosen SDK; no request is sent yet.
 
+    In `redis` the clients of all workers remember which thinking level a model takes.
     Raises `GeminiKeyRefused` if there is no API key, or one that can't be sent in an HTTP header.
     """
     key = _checked_key(settings)
     if settings.gemini_sdk == "google-genai":
-        return GoogleGenaiClient(key, settings.gemini_api_endpoint, settings.gemini_concurrency)
+        levels = _ThinkingLevels(redis, settings)
+        return GoogleGenaiClient(key, settings.gemini_api_endpoint, settings.gemini_concurrency, levels)
     return GenerativeAiClient(key, settings.gemini_api_endpoint, settings.gemini_concurrency)
 
 
@@ -329,18 +335,53 @@ def _read(response: requests.Response, deadline: float) -> Iterator[bytes]:
 
 # From the cheapest on; None: the option is left out (models before 3 do not know it).
 _THINKING_LEVELS = ("MINIMAL", "LOW", None)
+# Seconds: a name such as gemini-flash-latest may stand for another model tomorrow.
+_LEVEL_TTL = 86_400
+
+
+class _ThinkingLevels:
+    """Remember, by model, the place in `_THINKING_LEVELS` of the first level that was not refused."""
+
+    def __init__(self, redis: Redis | None, settings: Settings) -> None:
+        self._redis = redis
+        self._settings = settings
+        self._known: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def first(self, model: str) -> int:
+        """Return the place of the level to ask for."""
+        with self._lock:
+            if model not in self._known:
+                self._known[model] = self._look_up(model)
+            return self._known[model]
+
+    def refuse(self, model: str, place: int) -> None:
+        """Note that the model does not take the level at a place."""
+        with self._lock:
+            if self._known.get(model, 0) > place:
+                return
+            self._known[model] = place + 1
+            if self._redis is not None:
+                with contextlib.suppress(RedisError):
+                    self._redis.set(self._settings.key("gemini", "thinking", model), place + 1, ex=_LEVEL_TTL)
+
+    def _look_up(self, model: str) -> int:
+        found: Any = None
+        if self._redis is not None:
+            with contextlib.suppress(RedisError):
+                found = self._redis.get(self._settings.key("gemini", "thinking", model))
+        return min(int(found or 0), len(_THINKING_LEVELS) - 1)
 
 
 class GoogleGenaiClient:
     """Call the model with google-genai, at the lowest thinking level that the model takes."""
 
-    def __init__(self, key: str, endpoint: str, concurrency: int) -> None:
+    def __init__(self, key: str, endpoint: str, concurrency: int, levels: _ThinkingLevels) -> None:
         import httpx2
 
         self._genai = _import_genai()
         self._deadlines = threading.local()
-        self._levels: dict[str, int] = {}
-        self._lock = threading.Lock()
+        self._levels = levels
         self._client = self._genai.Client(
             # Without the second, a variable of Google's could send the requests to Vertex AI.
             api_key=key,
@@ -380,7 +421,7 @@ class GoogleGenaiClient:
 
         types, errors = self._genai.types, self._genai.errors
         path = _model_path(request.model)
-        tried = self._levels.get(path, 0)
+        tried = self._levels.first(path)
         level = _THINKING_LEVELS[tried]
         config = types.GenerateContentConfig(
             system_instruction=request.system or None,
@@ -399,8 +440,7 @@ class GoogleGenaiClient:
         except errors.APIError as error:
             body, headers = error.response.content, error.response.headers
             if level and error.code == 400 and b"thinking" in body.lower():
-                with self._lock:
-                    self._levels[path] = max(self._levels.get(path, 0), tried + 1)
+                self._levels.refuse(path, tried)
                 raise RequestAdapted(f"The model takes no thinking level {level.lower()}") from None
             raise _error_for(error.code, body, headers, request.model) from None
         except httpx2.TimeoutException as error:

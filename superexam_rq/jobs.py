@@ -52,7 +52,7 @@ class Run:
         with contextlib.closing(store.connect(self.settings)) as client:
             exams = store.ExamStore(client, self.settings)
             document = exams.take(task.doc_id, self.job.id, self.job.run, self._check)
-            if document.is_published:
+            if document.already_published:
                 summary = {"question_count": int(document.fields.get("questionCount", 0))}
             else:
                 summary = self._process(task, exams, document)
@@ -63,7 +63,7 @@ class Run:
     def _process(self, task: pipeline.Task, exams: store.ExamStore, document: store.OwnedDocument) -> dict[str, Any]:
         stop, cost = threading.Event(), generation.Cost()
         services = pipeline.Services(
-            client=gemini.connect(self.settings),
+            client=gemini.connect(self.settings, self.job.connection),
             throttle=Throttle(self.job.connection, self.settings),
             checkpoints=Checkpoints(self.job.connection, self.settings),
         )
@@ -92,14 +92,12 @@ class Run:
         return {"question_count": len(exam.questions), "usage": cost.summary()}
 
     def _published_fields(self, task: pipeline.Task, exam: pipeline.Exam) -> dict[str, Any]:
-        fields: dict[str, Any] = {
+        return {
             "systemPromptId": task.system_prompt_id,
             "customPromptId": task.custom_prompt_id,
             "warnings": exam.warnings or store.DELETE,
+            "schema": exam.schema_text or store.DELETE,
         }
-        if exam.schema_text is not None:
-            fields["schema"] = exam.schema_text
-        return fields
 
     def _check(self) -> None:
         lifecycle.check(self.job.connection, self.settings, self.job)

@@ -152,6 +152,14 @@ def document_key(settings: Settings, doc_id: str) -> str:
     return settings.key("document", doc_id)
 
 
+def document_key_ttl(settings: Settings, status: JobStatus) -> int:
+    """Return for how many seconds a document belongs to a job of this status, unless that is renewed.
+
+    Once a job was started, for as long as it may be read after its end.
+    """
+    return DOCUMENT_KEY_TTL if status is JobStatus.QUEUED else settings.job_timeout + settings.job_ttl + 3600
+
+
 def is_live(status: bytes | str | None) -> bool:
     """Tell whether a job with this status (None: there is no such job) will run, or runs."""
     return status is not None and JobStatus(as_text(status)) in LIVE
@@ -224,7 +232,7 @@ def claim(
         pipe.hset(job.key, mapping=fields)
         pipe.hdel(job.key, "ended")
         pipe.persist(job.key)
-        pipe.set(key, job.id, ex=DOCUMENT_KEY_TTL)
+        pipe.set(key, job.id, ex=document_key_ttl(settings, JobStatus.STARTED))
         pipe.lrem(queue.intermediate_queue_key, 1, job.id)
         if job.enqueued_at and not mine:
             metrics.record_start(pipe, wait=(now() - job.enqueued_at).total_seconds(), attempt=job.attempt)

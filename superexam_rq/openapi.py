@@ -113,6 +113,7 @@ def document(settings: Settings) -> dict[str, Any]:
     needed: list[dict[str, list[str]]] = [{"bearer": []}] if settings.api_keys else [{"bearer": []}, {}]
     for path, operations in _paths().items():
         for operation in operations.values():
+            operation["tags"] = ["Jobs" if path.startswith("/jobs") else "Service"]
             if 401 in operation["responses"]:
                 operation["security"] = needed
         spec.path(path, operations=operations)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import secrets
 import threading
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ from superexam_rq.caller_schema import CallerSchema, SchemaError
 from superexam_rq.config import Settings
 from superexam_rq.progress import Progress
 from superexam_rq.store import Prompts
+
+log = logging.getLogger(__name__)
 
 # Of the progress bar: reading the PDF, then the batches, then checking and saving.
 READ_PERCENT = 5
@@ -133,6 +136,7 @@ def make_exam(
         found += batches[first][0]
         report.add(batches[first][1])
     exam = questions.assemble(found, max_questions=task.max_questions, report=report, schema=schema)
+    log.info("document %s: questions %s", task.doc_id, report.to_json())
     if not exam:
         raise errors.NoQuestions("No usable question came of this document")
     progress.report(GENERATED_PERCENT + 5, f"Saving {len(exam)} questions")

@@ -23,7 +23,7 @@ from superexam_rq.sources import Source
 from superexam_rq.texts import fold, scrub, scrub_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from superexam_rq.caller_schema import CallerSchema
 
@@ -67,17 +67,8 @@ class Report:
         self.noted.update(other.noted)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the counts as plain JSON, for a checkpoint or a log line."""
+        """Return the counts as plain JSON, for a log line."""
         return {"proposed": self.proposed, "dropped": dict(self.dropped), "noted": dict(self.noted)}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Report:
-        """Return the report that `to_json` described."""
-        report = cls()
-        report.proposed = value["proposed"]
-        report.dropped.update(value["dropped"])
-        report.noted.update(value["noted"])
-        return report
 
     def warnings(self) -> list[str]:
         """Return what a teacher should know: at most one sentence, about questions that could not be used.

@@ -37,6 +37,8 @@ from superexam_rq.config import Settings
 from superexam_rq.errors import ConfigError
 from superexam_rq.lifecycle import DOCUMENT_KEY_TTL, LIVE, ExamJob, document_key, retry_step
 
+Command = tuple[Any, ...]
+
 # What RQ imports by name to run a job; the horse resolves it, so that the API never imports the pipeline.
 PROCESS = "superexam_rq.jobs.process"
 
@@ -157,14 +159,16 @@ def connect(
 
 def away(error: RedisError) -> str | None:
     """Return in one line, fit for anyone, why Redis can't serve now; None if the error is a defect of ours."""
-    code = getattr(error, "status_code", None) or str(error).partition(" ")[0]
+    # A pipeline's error begins with the command that it is about.
+    text = str(error).rpartition(" caused error: ")[2]
+    code = getattr(error, "status_code", None) or text.partition(" ")[0]
     if code in _REFUSALS:
         return _REFUSALS[code]
     if isinstance(error, RedisTimeoutError):
         return "Redis does not answer"
     if isinstance(error, RedisConnectionError):
         return "Redis can't be reached"
-    return _REFUSALS["NOPERM"] if "ACL failure in script" in str(error) else None
+    return _REFUSALS["NOPERM"] if "ACL failure in script" in text else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,6 +254,10 @@ class JobQueue:
         self.queue = Queue(settings.queue_name, connection=connection, job_class=ExamJob, serializer=JSONSerializer)
         self.scheduled = ScheduledJobRegistry(queue=self.queue)
         self._submit = connection.register_script(_SUBMIT)
+        self._live = _words(LIVE)
+        self._index = settings.key("jobs")
+        self._count_queued = self._counting("queued")
+        self._count_duplicate = self._counting("duplicate")
         self._list = connection.register_script(_LIST)
 
     def enqueue(
@@ -265,31 +273,36 @@ class JobQueue:
         holder_key = document_key(settings, request.doc_id)
         with self.connection.pipeline() as record:
             self.queue.enqueue_job(job, pipeline=record, at_front=at_front)
-            record.hset(job.key, "doc_id", request.doc_id)
-            record.set(holder_key, job.id, ex=DOCUMENT_KEY_TTL)
-            record.zadd(settings.key("jobs"), {job.id: job.created_at.timestamp()})
-            record.expire(settings.key("jobs"), DOCUMENT_KEY_TTL)
-            metrics.record_submission(record, "queued")
-            made = _flat(record)
-        with self.connection.pipeline() as record:
-            metrics.record_submission(record, "duplicate")
-            counted = _flat(record)
+            made = _recorded(record)
+        made += [
+            ("HSET", job.key, "doc_id", request.doc_id),
+            ("SET", holder_key, job.id, "EX", DOCUMENT_KEY_TTL),
+            ("ZADD", self._index, job.created_at.timestamp(), job.id),
+            ("EXPIRE", self._index, DOCUMENT_KEY_TTL),
+            *self._count_queued,
+        ]
         digest, key = "", holder_key
         if idempotency_key:
             body = json.dumps([asdict(request), at_front], sort_keys=True)
             digest = hashlib.sha256(body.encode()).hexdigest()
             name = json.dumps([caller, idempotency_key])
             key = settings.key("idempotency", hashlib.sha256(name.encode()).hexdigest())
-        header = (Job.key_for(""), _words(LIVE), settings.job_ttl, digest, job.id)
-        outcome, job_id = self._submit(keys=[holder_key, key], args=[*header, *made, *counted])
+        header = (Job.key_for(""), self._live, settings.job_ttl, digest, job.id)
+        args = [*header, *_flat(made), *_flat(self._count_duplicate)]
+        outcome, job_id = self._submit(keys=[holder_key, key], args=args)
         return Submission(Outcome(as_text(outcome)), as_text(job_id))
+
+    def _counting(self, outcome: str) -> list[Command]:
+        with self.connection.pipeline() as record:
+            metrics.record_submission(record, outcome)
+            return _recorded(record)
 
     def _create(self, request: JobRequest) -> Job:
         settings = self.settings
         retries = settings.max_retry_attempts
         return self.queue.create_job(
             PROCESS,
-            kwargs=asdict(request),
+            kwargs=vars(request),
             job_id=str(uuid.uuid4()),
             description=f"document {request.doc_id}",
             timeout=settings.job_timeout,
@@ -329,9 +342,7 @@ class JobQueue:
     ) -> tuple[list[JobObject], int]:
         """Return one page of jobs, newest first, and how many there are in all; `status` is one of the contract's."""
         statuses = _words(known for known, name in STATUS_NAMES.items() if name == status) if status else ""
-        total, page = self._list(
-            keys=[self.settings.key("jobs")], args=[Job.key_for(""), statuses, doc_id or "", offset, limit]
-        )
+        total, page = self._list(keys=[self._index], args=[Job.key_for(""), statuses, doc_id or "", offset, limit])
         jobs = self.snapshots(as_text(job_id) for job_id in page) if page else {}
         return list(jobs.values()), int(total)
 
@@ -383,9 +394,14 @@ class JobQueue:
         return Health(int(queued), int(self.connection.exists(*workers)) if workers else 0)
 
 
-def _flat(record: Pipeline) -> list[Any]:
-    """Return the commands that a pipeline has recorded, as the script reads them."""
-    words = [word for command, _ in record.command_stack for word in (len(command), *command)]
+def _recorded(pipe: Pipeline) -> list[Command]:
+    """Return the commands that a pipeline would send."""
+    return [words for words, _ in pipe.command_stack]
+
+
+def _flat(commands: Sequence[Command]) -> list[Any]:
+    """Return a list of commands as the script reads it."""
+    words = [word for command in commands for word in (len(command), *command)]
     return [len(words), *words]
 
 

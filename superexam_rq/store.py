@@ -154,7 +154,8 @@ class ExamStore:
         try:
             owned.adopt(self.read(owned.reference))
             check()
-            if not owned.is_published:
+            owned.already_published = owned.is_published()
+            if not owned.already_published:
                 owned.update({"progress": 0, "currentStep": "Starting", "error": DELETE})
                 owned.remove_leftovers()
         except DocumentGone:
@@ -273,6 +274,8 @@ class OwnedDocument:
         self.job_id = job_id
         self.run = run
         self.fields: dict[str, Any] = {}
+        # An earlier run of the job published and died before it could say so: there is nothing left to do.
+        self.already_published = False
         self._update_time: Any = None
         self._updated_at = 0
 
@@ -281,9 +284,12 @@ class OwnedDocument:
         self.fields = snapshot.to_dict() or {}
         self._update_time = snapshot.update_time
 
-    @property
     def is_published(self) -> bool:
-        """Tell whether an earlier run of this job published its questions and died before it could say so."""
+        """Tell whether an earlier run of this job had published its questions in the state adopted last.
+
+        A commit of a run that was killed may still land while the next one takes the document; that one then has
+        set it to `processing` again and publishes anew.
+        """
         job_id, _, number = str(self.fields.get("run", "")).rpartition(":")
         return self.fields.get("status") == "ready" and job_id == self.job_id and number.isdigit()
 

@@ -91,7 +91,8 @@ def _keep(queue: Queue, settings: Settings, live: dict[str, Any]) -> None:
             pipe.persist(Job.key_for(job_id))
             if meta:
                 doc_id = str(JSONSerializer.loads(meta).get("doc_id", ""))
-                pipe.expire(document_key(settings, doc_id), DOCUMENT_KEY_TTL)
+                status = JobStatus(as_text(live[job_id][0]))
+                pipe.expire(document_key(settings, doc_id), lifecycle.document_key_ttl(settings, status))
         pipe.execute()
 
 

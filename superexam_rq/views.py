@@ -13,6 +13,7 @@ from flask_limiter import Limiter, RateLimitExceeded
 from marshmallow import ValidationError
 from redis.exceptions import RedisError
 from werkzeug.exceptions import HTTPException, NotFound, RequestEntityTooLarge
+from werkzeug.routing import BaseConverter
 
 from superexam_rq import __version__, auth, bodies, lifecycle, logs, metrics, queueing
 from superexam_rq.config import Settings
@@ -45,6 +46,12 @@ _SECURITY_HEADERS = {
 }
 
 
+class JobIdConverter(BaseConverter):
+    """Take any text for a job's id but the name of the one other thing below /jobs."""
+
+    regex = r"(?!process\Z)[^/]+"
+
+
 def create_blueprint(queue: JobQueue, hub: Hub, settler: Settler, limiter: Limiter, settings: Settings) -> Blueprint:
     """Return the routes of the API, working on `queue`, `hub` and `settler`."""
     routes = Blueprint("api", __name__)
@@ -71,11 +78,11 @@ def create_blueprint(queue: JobQueue, hub: Hub, settler: Settler, limiter: Limit
         jobs, total = queue.list_jobs(**wanted)
         return jsonify(jobs=job_schema.dump(jobs, many=True), total=total)
 
-    @routes.get("/jobs/<job_id>")
+    @routes.get("/jobs/<job_id:job_id>")
     def show(job_id: str) -> ResponseReturnValue:
         return jsonify(job_schema.dump(_job(job_id)))
 
-    @routes.delete("/jobs/<job_id>")
+    @routes.delete("/jobs/<job_id:job_id>")
     def cancel(job_id: str) -> ResponseReturnValue:
         how_far = lifecycle.cancel(queue, _checked(job_id))
         log.info("cancelled: %s", how_far.value)
@@ -83,13 +90,13 @@ def create_blueprint(queue: JobQueue, hub: Hub, settler: Settler, limiter: Limit
             settler.settle(job_id)
         return jsonify(message="Job cancelled")
 
-    @routes.post("/jobs/<job_id>/retry")
+    @routes.post("/jobs/<job_id:job_id>/retry")
     def retry(job_id: str) -> ResponseReturnValue:
         lifecycle.retry(queue, _checked(job_id))
         log.info("queued again")
         return _queued(job_id)
 
-    @routes.get("/jobs/<job_id>/events")
+    @routes.get("/jobs/<job_id:job_id>/events")
     def follow(job_id: str) -> ResponseReturnValue:
         listener = hub.listen(_checked(job_id))
         try:

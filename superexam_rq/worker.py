@@ -61,6 +61,8 @@ OVERDUE = 3
 SWEEP_INTERVAL = 30
 # A child that tells Firestore something gives up after this; less than SWEEP_INTERVAL, so that sweeps never overlap.
 CHILD_SECONDS = 25
+# How long a worker that stops waits for its children.
+LAST_SECONDS = 5.0
 SCHEDULER_INTERVAL = 10.0
 
 
@@ -341,10 +343,13 @@ class ExamWorker(LoggedWorker):
         return time.monotonic() - self._looked >= self.maintenance_interval
 
     def run_maintenance_tasks(self) -> None:
-        """Recover what other workers lost, queue retries that are overdue, start the sweep."""
+        """Recover what other workers lost, queue retries that are overdue, start the sweep; heed `rq suspend`."""
         self._children = [child for child in self._children if child.is_alive()]
         self._check_scheduler()
         self._look_around()
+        if not self.executions:
+            # RQ looks only before it begins to wait for a job: an idle worker would take one more.
+            self.check_for_suspension(burst=False)
         self._looked = time.monotonic()
 
     def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
@@ -453,8 +458,10 @@ class ExamWorker(LoggedWorker):
         """Leave nothing running, and say goodbye to Redis if it is there."""
         if self.is_horse:
             return
+        give_up = time.monotonic() + LAST_SECONDS
         for child in self._children:
-            child.join(CHILD_SECONDS)
+            child.join(max(0.0, give_up - time.monotonic()))
+            child.kill()  # a sweep of another worker does what this child could not
         try:
             super().teardown()  # type: ignore[no-untyped-call]
         except (RedisError, StopRequested) as error:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from prometheus_client.parser import text_string_to_metric_families
+from rq import suspension
 
 from superexam_rq.sandbox.gemini import Fault
 from tests import pdfs
@@ -146,7 +147,7 @@ def check_at_rest(service: Stack, jobs: int) -> Counts:
 
 def suspend(service: Stack, workers: int) -> None:
     """Suspend the workers, and wait until each has noticed and nothing runs."""
-    service.redis.set("superexam:suspended", 1)
+    suspension.suspend(service.redis)
 
     def quiet() -> bool:
         states = [service.redis.hget(name, "state") for name in service.redis.smembers("superexam:workers")]
@@ -166,7 +167,7 @@ def run(service: Stack, jobs: int, workers: int, seconds: float) -> None:
     suspend(service, workers)
     halfway = check_at_rest(service, jobs)
     assert 0 < halfway.queued < jobs
-    service.redis.delete("superexam:suspended")
+    suspension.resume(service.redis)
     assert watch(service, jobs, seconds) > 1
     suspend(service, workers)
     check_at_rest(service, jobs)

@@ -7,7 +7,8 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
@@ -135,6 +136,11 @@ def _rows() -> dict[str, Row]:
         f"STOP, {parts}": Row(Fault.finished("STOP", parts, **on), Outcome.EMPTY, 2, UNUSABLE)
         for parts in ("none", "no_content", "empty")
     }
+    # Without a part of the answer, they mean the same.
+    rows |= {
+        f"finish {reason}, no parts": replace(_finished(reason), fault=Fault.finished(reason, "none", **on))
+        for reason in ("MAX_TOKENS", "SAFETY", "RECITATION", "OTHER")
+    }
     rows |= {
         "STOP, cut in the middle": Row(
             Fault.finished("STOP", "partial", keep=0.01, **on), Outcome.COMPLETE, 2, UNUSABLE
@@ -201,7 +207,13 @@ class TestTable:
         assert sum(PAGE_1 in call.first_page for call in server.journal) == row.calls
 
 
-def run(client: GeminiClient, settings: Settings, cost: Cost | None = None, model: str = MODEL) -> Generation:
+def run(
+    client: GeminiClient,
+    settings: Settings,
+    cost: Cost | None = None,
+    model: str = MODEL,
+    stop: HastyEvent | None = None,
+) -> Generation:
     """Ask about four pages in two batches, without waiting."""
     redis = FakeRedis()
     with pdf.Document.open(FOUR_PAGES, max_bytes=10**7, max_pages=10) as document:
@@ -215,7 +227,7 @@ def run(client: GeminiClient, settings: Settings, cost: Cost | None = None, mode
             settings=settings,
             cost=cost or Cost(),
             progress=lambda done, total: None,
-            stop=HastyEvent(),
+            stop=stop or HastyEvent(),
         )
 
 
@@ -331,6 +343,29 @@ def test_the_lowest_thinking_level_is_found_once(
     assert [call.status for call in server.journal] == [400] * refused + [200, 200]
     assert cost.calls == 2 + refused
     client.close()
+
+
+@pytest.mark.parametrize("settings", ["google-genai"], indirect=True)
+def test_the_thinking_level_is_known_to_the_next_job(server: GeminiServer, settings: Settings) -> None:
+    """It is kept in Redis for a day; without Redis it is found anew."""
+    redis = FakeRedis()
+    for refused in (1, 0):
+        with closing(gemini.connect(settings, redis)) as client:
+            server.clear_calls()
+            run(client, Settings(gemini_concurrency=1), model="gemini-3.8-flash")
+            assert [call.status for call in server.journal] == [400] * refused + [200, 200]
+    assert 0 < redis.ttl(settings.key("gemini", "thinking", "models/gemini-3.8-flash")) <= 86_400
+
+
+def test_waits_between_calls_keep_within_the_bound(server: GeminiServer, client: GeminiClient) -> None:
+    """A batch that Gemini never answers is asked four times and waits at most 30 s in all (contract §1)."""
+    server.script(Fault.overloaded(times=None, match=PAGE_1))
+    waits = HastyEvent()
+    with pytest.raises(errors.GeminiUnavailable):
+        run(client, Settings(gemini_concurrency=1), stop=waits)
+    assert [call.status for call in server.journal] == [503] * 4
+    assert len(waits.waits) == 3
+    assert 0 < sum(waits.waits) <= 30
 
 
 def test_the_module_imports_no_sdk() -> None:

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 
 from superexam_rq.sandbox.gemini import Fault
+from superexam_rq.sandbox.processes import Children, free_port
 from tests import pdfs
 from tests.stack import ROOT, Stack, eventually
 
@@ -50,15 +52,19 @@ def _mend(service: Stack, doc_id: str, start: int) -> None:
 def suspended(service: Stack) -> Iterator[None]:
     """Suspend the workers for one test, as an operator does before maintenance."""
     assert "Suspending workers" in _shell(service, "rq suspend")
+    eventually(lambda: "suspended superexam" in _shell(service, "rq info -S json"), "an idle worker to notice")
     yield
     _shell(service, "rq resume")
 
 
 def test_info_counts_what_the_api_counts(service: Stack) -> None:
     """`rq info` shows the one queue, its length and the worker, as /health does."""
+    service.add_document("first", pdfs.prose(1))
+    service.process("first")
+    _fail(service, "second")
     shown = _shell(service, "rq info -S json")
     assert "1 workers, 1 queues" in shown
-    assert re.search(r"superexam\s.*\b0, 0 executing, 0 finished, 0 failed", shown), shown
+    assert re.search(r"superexam\s.*\b0, 0 executing, 1 finished, 1 failed", shown), shown
     health = service.http.get(f"{service.url}/health", timeout=10).json()
     assert (health["queued"], health["workers"]) == (0, 1)
 
@@ -75,20 +81,28 @@ def test_a_failed_job_runs_again_by_its_id(service: Stack) -> None:
 
 
 def test_all_failed_jobs_run_again(service: Stack) -> None:
-    """`rq requeue --all` brings back every failed job."""
+    """`rq requeue --all` brings back every failed job, each with all its retries."""
     failed = [_fail(service, f"all-{number}") for number in range(2)]
     for number in range(2):
         _mend(service, f"all-{number}", 30 + number)
     _shell(service, f"{REQUEUE} --all")
     for job_id in failed:
-        service.wait_for_job(job_id, "completed")
-    assert "0 failed" in _shell(service, "rq info -S json")
+        assert service.wait_for_job(job_id, "completed")["attempt"] == 1
+    for job_id in failed:
+        assert service.redis.zscore("superexam:failed:superexam", job_id) is None
 
 
-def test_what_can_not_be_requeued_is_said(service: Stack) -> None:
-    """An unknown id is named as one that could not be queued again."""
-    shown = _shell(service, f"{REQUEUE} 00000000-0000-0000-0000-000000000000")
-    assert "Unable to requeue 1 jobs from failed job registry" in shown
+def test_a_cancelled_job_is_no_failed_one(service: Stack) -> None:
+    """`rq requeue --all` leaves alone what a user has cancelled."""
+    service.gemini.script(Fault.slow(600))
+    service.add_document("unwanted", pdfs.prose(1, start=36))
+    job_id = service.submit("unwanted").json()["job_id"]
+    service.wait_for_job(job_id, "processing")
+    assert service.http.post(f"{service.url}/dashboard/job/{job_id}/delete", timeout=10).status_code == 200
+    service.wait_for_job(job_id, "cancelled")
+    service.gemini.clear_faults()
+    _shell(service, f"{REQUEUE} --all")
+    assert service.job(job_id)["status"] == "cancelled"
 
 
 @pytest.mark.usefixtures("suspended")
@@ -122,6 +136,26 @@ def test_emptying_the_queue_drops_what_waits(service: Stack) -> None:
     assert again.status_code == 202
     _shell(service, "rq resume")
     service.wait_for_job(again.json()["job_id"], "completed")
+
+
+def test_the_stand_alone_dashboard_shows_the_queue(service: Stack) -> None:
+    """rq-dashboard's own command, with RQ's exports, finds the service's queue."""
+    service.add_document("seen", pdfs.prose(1, start=60))
+    service.process("seen")
+    exports = {"RQ_KEY_PREFIX": "superexam"}
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    with Children(service.environment | exports, service.folder) as children:
+        options = ("--json", "--bind", "127.0.0.1", "--port", str(port), "--redis-url", service.redis_url)
+        children.start("rq-dashboard", "rq_dashboard", *options)
+
+        def look() -> list[str]:
+            try:
+                queues = service.http.get(f"{url}/0/data/queues.json", timeout=5).json()["queues"]
+            except requests.RequestException:
+                return []
+            return [queue["name"] for queue in queues]
+
+        assert eventually(look, "rq-dashboard") == ["superexam"]
 
 
 def test_a_pool_runs_jobs_side_by_side(service: Stack) -> None:

@@ -130,3 +130,24 @@ def test_workers_are_replaced_one_by_one_under_load(service: Stack) -> None:
         assert (job["status"], job["attempt"]) == ("completed", 1)
         check_exam(service, doc_id)
     eventually(lambda: service.redis.zcard("superexam:wip:superexam") == 0, "no run to be left")
+
+
+def test_a_pool_of_workers_stops_like_one(service: Stack) -> None:
+    """`rq worker-pool`, which has no flags for what a worker needs, finishes its jobs on one SIGTERM."""
+    service.redis.flushdb()
+    service.gemini.latency = 3.0
+    options = ("-S", "json", "-w", "superexam_rq.worker.ExamWorker", "-n", "2", "superexam")
+    exports = {"RQ_KEY_PREFIX": "superexam", "RQ_REDIS_URL": service.redis_url}
+    service.children.start("pool", "rq.cli", "worker-pool", *options, environment=exports)
+    eventually(lambda: service.worker_count() == 2, "two workers")
+    jobs = {}
+    for doc_id in ("pool-1", "pool-2"):
+        service.add_document(doc_id, pdfs.prose(2))
+        jobs[doc_id] = service.submit(doc_id).json()["job_id"]
+    wait_for_call(service, 2)
+    _stop(service, "pool")
+    assert _wait_for_end(service, "pool") == 0
+    for doc_id, job_id in jobs.items():
+        assert service.job(job_id)["status"] == "completed"
+        check_exam(service, doc_id)
+    assert service.worker_count() == 0

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import datetime as dt
-import json
 import time
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.x509.oid import NameOID
-from google.auth import crypt, exceptions, jwt
 
 from superexam_rq import auth
 from superexam_rq.auth import Caller, CertificatesAway, GoogleTokens, Guard, Refused, is_on_this_machine
 from superexam_rq.config import Settings
-
-AUDIENCE = "https://worker.example"
+from tests.google import AUDIENCE, Google, make_key
 
 
 def environ(address: str | None = "127.0.0.1", host: str = "localhost:8000", **headers: str) -> dict[str, Any]:
@@ -132,52 +123,6 @@ class TestKeys:
             guard().identify(environ(host="my.example"))
 
 
-class Google:
-    """Stand for Google: keys of our own, the page of certificates, and tokens signed with them."""
-
-    def __init__(self) -> None:
-        self.pages = 0
-        self.away = False
-        self.now = 0.0
-        self.keys = {"k1": _key()}
-        self.page = {name: certificate for name, (_, certificate) in self.keys.items()}
-
-    def fetch(self, url: str, method: str = "GET", **_: Any) -> Any:
-        self.pages += 1
-        if self.away:
-            raise exceptions.TransportError("no route to 10.0.0.1")
-        data = json.dumps(self.page).encode()
-        return SimpleNamespace(status=200, data=data, headers={"Cache-Control": "public, max-age=600, no-transform"})
-
-    def token(self, key: str = "k1", **claims: Any) -> str:
-        now = int(time.time())
-        payload = {"iss": "https://accounts.google.com", "aud": AUDIENCE, "iat": now, "exp": now + 3600, "sub": "1"}
-        payload |= {"email": "web@project.example", "email_verified": True, **claims}
-        signer = crypt.RSASigner.from_string(self.keys[key][0], key)
-        token: bytes = jwt.encode(signer, {k: v for k, v in payload.items() if v is not None})
-        return token.decode()
-
-
-def _key() -> tuple[str, str]:
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
-    today = dt.datetime.now(dt.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(today - dt.timedelta(days=1))
-        .not_valid_after(today + dt.timedelta(days=1))
-        .sign(key, hashes.SHA256())
-    )
-    secret = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
-    )
-    return secret.decode(), certificate.public_bytes(serialization.Encoding.PEM).decode()
-
-
 @pytest.fixture(scope="module")
 def keys() -> Google:
     """Make the keys once: it takes a while."""
@@ -244,7 +189,7 @@ class TestIdTokens:
 
     def test_a_foreign_signature_is_refused(self, google: Google, verifier: Callable[..., GoogleTokens]) -> None:
         """A token whose key is not on Google's page is not Google's."""
-        google.keys["k2"] = _key()
+        google.keys["k2"] = make_key()
         with pytest.raises(Refused, match="not signed by Google"):
             verifier()(google.token("k2"))
 
@@ -270,7 +215,7 @@ class TestIdTokens:
         """Google changes its keys; a token signed with a new one makes the page be fetched again."""
         verify = verifier()
         verify(google.token())
-        google.keys["k2"] = _key()
+        google.keys["k2"] = make_key()
         google.page["k2"] = google.keys["k2"][1]
         google.now = 61.0
         assert verify(google.token("k2"))

@@ -6,7 +6,7 @@ import json
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,8 +15,8 @@ import pytest
 from superexam_rq import errors
 from superexam_rq.checkpoints import Checkpoint
 from superexam_rq.config import Settings
-from superexam_rq.gemini import GeminiSlow, ModelAnswer, ModelRequest, Outcome, RequestAdapted, Usage
-from superexam_rq.generation import Ask, Cost, Generation, Source, generate
+from superexam_rq.gemini import MAX_PDF, GeminiSlow, ModelAnswer, ModelRequest, Outcome, RequestAdapted, Usage
+from superexam_rq.generation import Ask, BatchResult, Cost, Generation, Source, generate
 from superexam_rq.prices import estimate
 
 Reply = ModelAnswer | Exception
@@ -100,12 +100,13 @@ class Bench:
         self.cuts: list[tuple[int, ...]] = []
         self.progress: list[tuple[int, int]] = []
         self.stop, self.cost = Stop(), Cost()
+        self.cut: Callable[[Sequence[int]], bytes] = self.note_cut
 
-    def cut(self, pages: Sequence[int]) -> bytes:
+    def note_cut(self, pages: Sequence[int]) -> bytes:
         self.cuts.append(tuple(pages))
         return json.dumps(list(pages)).encode()
 
-    def run(self, *batches: Sequence[int], watch: Callable[[int, int], None] | None = None) -> Generation:
+    def run(self, *batches: Sequence[int], watch: Callable[[int, int], None] | None = None, **more: Any) -> Generation:
         """Run once, with a new stop and a new account."""
         self.stop, self.cost = Stop(), Cost()
         self.model.calls.clear()
@@ -121,6 +122,7 @@ class Bench:
             cost=self.cost,
             progress=watch or (lambda done, total: self.progress.append((done, total))),
             stop=self.stop,
+            **more,
         )
 
 
@@ -304,6 +306,84 @@ def test_a_document_without_anything_to_ask_fails() -> None:
     """A title page alone makes no exam."""
     with pytest.raises(errors.NoQuestions, match="nothing in this document"):
         Bench(lambda pages, turn, prompt: answer(())).run((1,))
+
+
+def test_a_part_that_is_too_large_is_sent_in_halves() -> None:
+    """Gemini takes 50 MB at most; the next run knows that the whole is too large without cutting it."""
+    bench = Bench()
+    bench.cut = lambda pages: bench.note_cut(pages).ljust(len(pages) * MAX_PDF // 2)
+    assert pages_of(bench.run((1, 2, 3, 4))) == [1, 2, 3, 4]
+    assert sorted(bench.model.calls) == [(1, 2), (3, 4)]
+    bench.cuts.clear()
+    bench.run((1, 2, 3, 4))
+    assert not bench.cuts
+
+
+class TestDamagedPart:
+    def test_it_is_left_out(self) -> None:
+        """Pages that PDFium can't copy cost the exam no others."""
+        bench = Bench()
+        bench.cut = refuse(bench.cut, 3)
+        generation = bench.run((1, 2), (3,), (4,))
+        assert pages_of(generation) == [1, 2, 4]
+        assert generation.warnings == ["No questions from page 3: the PDF is damaged there"]
+
+    def test_a_document_of_nothing_else_is_refused(self) -> None:
+        """Then the PDF is at fault, and a retry would not mend it."""
+        bench = Bench()
+        bench.cut = refuse(bench.cut, 1, 2)
+        with pytest.raises(errors.PdfInvalid, match="PDF is damaged"):
+            bench.run((1,), (2,))
+
+
+def refuse(cut: Callable[[Sequence[int]], bytes], *damaged: int) -> Callable[[Sequence[int]], bytes]:
+    """Return a `cut` that can't copy some pages."""
+
+    def refusing(pages: Sequence[int]) -> bytes:
+        if set(pages) & set(damaged):
+            raise errors.PdfInvalid("damaged")
+        return cut(pages)
+
+    return refusing
+
+
+def test_answers_are_handed_over_as_they_come() -> None:
+    """While the second batch is still asked for, the first is being worked on."""
+    taken: list[BatchResult] = []
+    there = threading.Event()
+
+    def script(pages: tuple[int, ...], turn: int, prompt: str) -> Reply:
+        if pages == (2,):
+            assert there.wait(10)
+        return answer(pages)
+
+    def take(result: BatchResult) -> None:
+        taken.append(result)
+        there.set()
+
+    generation = Bench(script).run((1,), (2,), (3,), take=take)
+    assert [result.pages for result in taken][-1] == (2,)
+    assert sorted(taken, key=lambda result: result.pages) == generation.results
+
+
+def test_other_work_is_done_while_the_model_writes() -> None:
+    """All of it, if there is time; and it holds no answer up."""
+    done: list[int] = []
+
+    def script(pages: tuple[int, ...], turn: int, prompt: str) -> Reply:
+        assert worked.wait(10)
+        return answer(pages)
+
+    worked = threading.Event()
+
+    def work() -> Iterator[None]:
+        for number in range(100):
+            done.append(number)
+            yield
+        worked.set()
+
+    Bench(script).run((1,), (2,), meanwhile=work())
+    assert done == list(range(100))
 
 
 class TestRefusedRequest:

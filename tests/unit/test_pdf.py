@@ -122,6 +122,14 @@ def test_a_part_of_damaged_pages_alone_is_refused() -> None:
         document.cut((2,))
 
 
+def test_damaged_pages_are_known_before_anything_is_cut() -> None:
+    """What can be read is kept; nothing but damage is refused."""
+    with pdf.Document.open(broken_page(make_pdf(4), 2), **LIMITS) as document:
+        assert document.readable(range(1, 5)) == (1, 3, 4)
+        with pytest.raises(PdfInvalid, match="PDF is damaged"):
+            document.readable((2,))
+
+
 def sharing_pdf(pages: int, image_bytes: int) -> bytes:
     """Return a PDF whose pages show one image each, and share one list of all images, as FPDF writes it."""
     catalog, tree, shared = 1, 2, 3

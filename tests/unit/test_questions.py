@@ -491,6 +491,13 @@ class TestExam:
         assert ids == sorted(ids)
         assert len(set(ids)) == 120
 
+    def test_no_question_is_left_without_an_id(self) -> None:
+        """However many there are, the ids sort."""
+        made = number([{}] * 100_001, "t")
+        ids = [entry["id"] for entry in made]
+        assert len(set(ids)) == 100_001
+        assert ids == sorted(ids)
+
     def test_the_report_says_what_was_lost_and_why(self) -> None:
         """One sentence, most frequent reason first; repetitions are no loss."""
         _, report = cleaned(item(), item(choices=[]), item(choices=[]), item(correctAnswers=[]))
@@ -501,11 +508,11 @@ class TestExam:
         assert Report().warnings() == []
 
     def test_reports_add_up(self) -> None:
-        """A batch's report survives being kept as JSON."""
+        """The document's report is the sum of its batches'."""
         total = Report()
         for _ in range(2):
             _, report = cleaned(item(), item(choices=[]))
-            total.add(Report.from_json(json.loads(json.dumps(report.to_json()))))
+            total.add(report)
         assert (total.proposed, total.dropped) == (4, {"too_few_choices": 2})
 
 

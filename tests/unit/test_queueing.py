@@ -370,6 +370,7 @@ class TestAway:
             (AuthenticationError("Authentication required.", status_code="NOAUTH"), "password"),
             (NoPermissionError("this user has no permissions", status_code="NOPERM"), "ACL"),
             (ResponseError("BUSY Redis is busy running a script"), "script"),
+            (ResponseError("Command # 1 (LLEN x) of pipeline caused error: BUSY Redis is busy"), "script"),
             (ResponseError("MISCONF Redis is configured to save"), "disk"),
         ],
     )

@@ -471,7 +471,7 @@ class TestGuard:
         """Also what does not exist: a stranger finds nothing."""
         app = build(api_keys=("key",))
         for rule in app.application.url_map.iter_rules():
-            path = rule.rule.replace("<job_id>", "x")
+            path = rule.rule.replace("<job_id:job_id>", "x")
             if "<" in path or path in ("/", "/health", "/health/live", "/openapi.json", "/docs", "/docs/start.js"):
                 continue
             for method in rule.methods or ():
@@ -576,9 +576,10 @@ class TestHeaders:
 
     def test_a_wrong_method_is_405(self, client: FlaskClient) -> None:
         """In the one shape, with the methods that there are."""
-        answer = client.put("/jobs/process")
-        check_error(answer, 405, "method_not_allowed")
-        assert "POST" in answer.headers["Allow"]
+        for method in ("GET", "PUT", "DELETE"):
+            answer = client.open("/jobs/process", method=method)
+            check_error(answer, 405, "method_not_allowed")
+            assert set(answer.headers["Allow"].split(", ")) == {"OPTIONS", "POST"}
 
 
 class TestOpenapi:
@@ -591,7 +592,7 @@ class TestOpenapi:
             if method != "parameters"
         }
         routes = {
-            (method, re.sub(r"<(\w+)>", r"{\1}", rule.rule))
+            (method, re.sub(r"<\w+:(\w+)>", r"{\1}", rule.rule))
             for rule in client.application.url_map.iter_rules()
             for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
             if rule.endpoint.startswith("api.")

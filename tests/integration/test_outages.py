@@ -1,0 +1,100 @@
+"""What a job depends on goes away for a while, or for good."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import grpc
+import pytest
+
+from tests import pdfs
+from tests.breaking import check_exam, held, wait_for_call
+from tests.integration.chaos.parts import Installation, installation
+from tests.stack import Stack, eventually
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    """Give an installation with one worker, whose Redis can be killed and started again."""
+    with installation(tmp_path_factory.mktemp("parts"), 1) as parts:
+        parts.gemini.latency = 0.0
+        yield parts
+
+
+@pytest.fixture(autouse=True)
+def _clean(service: Installation) -> Iterator[None]:
+    service.gemini.clear_calls()
+    yield
+    service.gemini.latency = 0.0
+    service.firestore_server.faults.clear()
+
+
+def test_a_running_job_outlives_an_outage_of_redis(service: Installation) -> None:
+    """Redis is away when the job ends: it waits, and its one run is recorded when Redis is back."""
+    service.gemini.latency = 2.0
+    job_id = service.submit_document("redis-away")
+    wait_for_call(service)
+    service.restartable_redis.kill()
+    time.sleep(5)
+    service.restartable_redis.start()
+    assert service.wait_for_job(job_id)["status"] == "completed"
+    assert service.runs(job_id) == 1
+    check_exam(service, "redis-away")
+
+
+def test_an_idle_worker_comes_back_by_itself(service: Installation) -> None:
+    """Jobs submitted after an outage of Redis are taken within seconds."""
+    service.restartable_redis.kill()
+    time.sleep(2)
+    service.restartable_redis.start()
+    job_id = service.submit_document("after-outage")
+    assert service.wait_for_job(job_id, seconds=10)["status"] == "completed"
+    assert service.replace_dead_workers() == 0
+
+
+def test_progress_that_can_t_be_written_fails_no_job(service: Installation) -> None:
+    """Firestore refuses every write for a while: the run goes on, and publishes when it can."""
+    service.gemini.latency = 1.5
+    job_id = service.submit_document("no-progress")
+    wait_for_call(service)
+    service.firestore_server.faults.fail("Commit", grpc.StatusCode.UNAVAILABLE, times=6)
+    job = service.wait_for_job(job_id)
+    assert (job["status"], job["attempt"]) == ("completed", 1)
+    check_exam(service, "no-progress")
+
+
+def test_a_failure_is_told_when_firestore_is_back(service: Installation) -> None:
+    """The document of a job that failed while Firestore was away gets the job's words, from a sweep."""
+    service.gemini.latency = 2.0
+    service.add_document("told-later", pdfs.prose(1))
+    job_id = service.submit("told-later", model="gone-1").json()["job_id"]
+    service.gemini.models = {"none"}
+    try:
+        wait_for_call(service)
+        service.firestore_server.faults.fail("Commit", grpc.StatusCode.UNAVAILABLE, times=1000)
+        assert service.wait_for_job(job_id)["error_code"] == "gemini_model"
+    finally:
+        service.gemini.models = None
+    assert service.fields("told-later")["status"] == "processing"
+    service.firestore_server.faults.clear()
+    fields = eventually(lambda: _failed(service, "told-later"), "the document to fail", 40)
+    assert fields["error"] == service.job(job_id)["error"]
+
+
+def _failed(service: Stack, doc_id: str) -> dict[str, object] | None:
+    fields = service.fields(doc_id)
+    return fields if fields["status"] == "failed" else None
+
+
+def test_a_document_deleted_meanwhile_ends_its_job(service: Installation) -> None:
+    """Without a retry; nothing of it is created again."""
+    service.gemini.latency = 3.0
+    job_id = service.submit_document("deleted")
+    wait_for_call(service)
+    service.document("deleted").delete()
+    job = service.wait_for_job(job_id)
+    assert (job["status"], job["attempt"], job["error_code"]) == ("failed", 1, "document_gone")
+    assert held(service, job_id)["failed"]
+    assert not service.document("deleted").get().exists
+    assert service.questions("deleted") == []
