@@ -46,6 +46,6 @@ def doctor(as_json: bool) -> None:
 
 def _print(console: Console, check: str, level: str, text: str, advice: str) -> None:
     sign, style = _SIGNS[level]
-    console.print(Text.assemble((f"{sign} {check:16}", style), text))
+    console.print(Text.assemble((f"{sign} {check:17}", style), text))
     if advice:
-        console.print(Text(f"{'':18}→ {advice}"))
+        console.print(Text(f"{'':19}→ {advice}"))
