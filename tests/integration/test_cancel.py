@@ -105,6 +105,7 @@ def test_a_cancelled_job_can_be_started_again(service: Stack, jobs: JobQueue, wo
     service.gemini.latency = 4.0
     service.gemini.clear_calls()
     service.document("again").update({"status": "processing", "currentStep": "Queuing...", "progress": 0})
+    (service.uploads / "again.pdf").write_bytes(pdfs.prose(2, start=50))  # else what was answered is not asked again
     second = service.submit("again", max_questions=1).json()["job_id"]
     eventually(lambda: service.fields("again").get("currentStep") != "Queuing...", "the second job to run")
     lifecycle.cancel(jobs, second)

@@ -15,7 +15,7 @@ def test_nothing_is_lost_and_nothing_is_done_twice(tmp_path: Path) -> None:
     """Documents under faults of several kinds all end `ready` with one run's questions."""
     report = Report()
     with installation(tmp_path, 2) as parts:
-        scenarios.under_load(parts, report, 12, KINDS)
+        scenarios.under_load(parts, report, 1, KINDS)
     print(report.table())
     assert not report.wrong
     assert report.worst < 30

@@ -41,7 +41,7 @@ class Report:
     def table(self) -> str:
         """Return the table, in Markdown."""
         lines = [
-            "| kind of fault | injected | jobs hit | lost | doubled | recovery, median | worst |",
+            "| kind of fault | injected | jobs | lost | doubled | recovery, median | worst |",
             "|---|--:|--:|--:|--:|--:|--:|",
         ]
         for row in self.rows.values():

@@ -7,7 +7,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 from redis.exceptions import RedisError
 
@@ -94,27 +95,20 @@ def _recovered(parts: Installation, row: Row, hit: dict[str, int], since: float)
 
 
 def under_load(
-    parts: Installation, report: Report, documents: int, kinds: Sequence[str], *, overlapping: bool = False
+    parts: Installation, report: Report, rounds: int, kinds: Sequence[str], *, overlapping: bool = False
 ) -> None:
-    """Submit documents steadily, and inject faults of these kinds in turn at random moments, until all are done.
+    """Keep the workers busy with documents, and inject faults of these kinds in turn, at random moments.
 
-    One fault after the other, each when its jobs have gone on; or `overlapping`, which counts as one kind.
+    One fault after the other, each when the jobs that it hit have gone on; or `overlapping`, which counts as one kind.
     """
     stop = threading.Event()
-    prefix = f"load-{len(parts.submitted)}"
-    doc_ids = [f"{prefix}-{number}" for number in range(documents)]
+    doc_ids: list[str] = []
     feeder = threading.Thread(target=_feed, args=(parts, doc_ids, stop), daemon=True)
     feeder.start()
     waiters: list[threading.Thread] = []
-    turn = 0
-    while feeder.is_alive() or not all(_ended(parts, doc_id) for doc_id in doc_ids):
-        kind = kinds[turn % len(kinds)]
+    for kind in list(kinds) * rounds:
         row = report.row("all of these at once" if overlapping else kind)
-        hit = _inject(parts, faults.AT_RANDOM[kind])
-        if hit is None:
-            time.sleep(0.05)
-            continue
-        turn += 1
+        hit = eventually(partial(_inject, parts, kind), f"a job to be hit by {kind}", 120)
         row.injected += 1
         row.jobs |= hit.keys()
         waiters.append(threading.Thread(target=_recovered, args=(parts, row, hit, parts.since), daemon=True))
@@ -133,15 +127,22 @@ def under_load(
         waiter.join()
     for doc_id in doc_ids:
         hit_by = [row for row in report.rows.values() if parts.submitted[doc_id] in row.jobs]
-        _judge(parts, hit_by[0] if hit_by else report.row("no fault"), [doc_id])
+        row = hit_by[0] if hit_by else report.row("no fault")
+        row.jobs.add(parts.submitted[doc_id])
+        _judge(parts, row, [doc_id])
 
 
-def _feed(parts: Installation, doc_ids: Sequence[str], stop: threading.Event) -> None:
-    for doc_id in doc_ids:
-        while not stop.is_set():
+def _feed(parts: Installation, doc_ids: list[str], stop: threading.Event) -> None:
+    """Submit documents, so that there are always some more than workers."""
+    while not stop.is_set():
+        if sum(not _ended(parts, doc_id) for doc_id in doc_ids[-30:]) > len(parts.workers()) + 2:
+            stop.wait(0.1)
+            continue
+        doc_id = f"load-{len(parts.submitted)}"
+        while doc_id not in doc_ids:
             try:
                 parts.submit_document(doc_id)
-                break
+                doc_ids.append(doc_id)
             except Exception:  # noqa: BLE001 - the website's user tries again
                 stop.wait(0.5)
 
@@ -154,15 +155,15 @@ def _ended(parts: Installation, doc_id: str) -> bool:
     return False
 
 
-def _inject(parts: Installation, fault: Callable[[Installation], faults.Hit]) -> dict[str, int] | None:
-    """Inject a fault; return the jobs it hit with the number of their runs before, None if there was none to hit."""
+def _inject(parts: Installation, kind: str) -> dict[str, int]:
+    """Inject a fault; return the jobs that it hit with the number of their runs before, none if there was none."""
     try:
-        before = {job_id: parts.runs(job_id) for job_id in parts.submitted.copy().values()}
+        before = {job_id: parts.runs(job_id) for job_id in parts.running()}
         parts.since = time.monotonic()
-        hit = fault(parts)
+        hit = faults.AT_RANDOM[kind](parts)
     except RedisError:
-        return None
-    return {job_id: before.get(job_id, 0) for job_id in hit} or None
+        return {}
+    return {job_id: before.get(job_id, 0) for job_id in hit}
 
 
 def _judge(parts: Installation, row: Row, doc_ids: Sequence[str]) -> None:
