@@ -16,6 +16,7 @@ from typing import NoReturn
 import click
 
 from superexam_rq import __version__
+from superexam_rq.commands.doctor import doctor
 from superexam_rq.commands.jobs import jobs
 from superexam_rq.commands.options import load_settings
 from superexam_rq.commands.process import process
@@ -90,3 +91,4 @@ def demo(pdf: Path | None, once: bool) -> None:
 
 main.add_command(process)
 main.add_command(jobs)
+main.add_command(doctor)

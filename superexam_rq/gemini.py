@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from superexam_rq.config import Settings
 
+_GOOGLE = "https://generativelanguage.googleapis.com"
 _PDF = "application/pdf"
 _JSON = "application/json"
 # Bytes of a PDF that are sent at most: Google takes 50 MB inline (ai.google.dev/gemini-api/docs/file-input-methods).
@@ -192,15 +193,44 @@ def connect(settings: Settings, redis: Redis | None = None) -> GeminiClient:
     In `redis` the clients of all workers remember which thinking level a model takes.
     Raises `GeminiKeyRefused` if there is no API key, or one that can't be sent in an HTTP header.
     """
+    key = _checked_key(settings)
+    if settings.gemini_sdk == "google-genai":
+        levels = _ThinkingLevels(redis, settings)
+        return GoogleGenaiClient(key, settings.gemini_api_endpoint, settings.gemini_concurrency, levels)
+    return GenerativeAiClient(key, settings.gemini_api_endpoint, settings.gemini_concurrency)
+
+
+def check_model(settings: Settings, timeout: float) -> str:
+    """Ask Gemini what it knows of the configured model, which costs nothing, and return the model's full name.
+
+    Raises what `GeminiClient.generate` raises.
+    """
+    path = _model_path(settings.gemini_model)
+    url = f"{settings.gemini_api_endpoint or _GOOGLE}/v1beta/{path}"
+    headers = {"x-goog-api-key": _checked_key(settings)}
+    try:
+        answer = requests.get(url, headers=headers, timeout=timeout, allow_redirects=False)
+    except requests.Timeout as error:
+        raise _timed_out(timeout) from error
+    except requests.RequestException as error:
+        raise _unreachable(error) from error
+    if answer.status_code != requests.codes.ok:
+        raise _error_for(answer.status_code, answer.content, answer.headers, settings.gemini_model)
+    model = _load(answer.content)
+    if not isinstance(model, dict) or "name" not in model:
+        raise _no_answer()
+    if "generateContent" not in model.get("supportedGenerationMethods", ["generateContent"]):
+        raise _no_such_model(settings.gemini_model)
+    return str(model["name"])
+
+
+def _checked_key(settings: Settings) -> str:
     key = settings.gemini_api_key
     if not key:
         raise GeminiKeyRefused("There is no Gemini API key: set GEMINI_API_KEY for the workers")
     if not key.isascii() or not key.isprintable() or " " in key:
         raise GeminiKeyRefused("The Gemini API key holds characters that no key has: check GEMINI_API_KEY")
-    if settings.gemini_sdk == "google-genai":
-        levels = _ThinkingLevels(redis, settings)
-        return GoogleGenaiClient(key, settings.gemini_api_endpoint, settings.gemini_concurrency, levels)
-    return GenerativeAiClient(key, settings.gemini_api_endpoint, settings.gemini_concurrency)
+    return key
 
 
 class GenerativeAiClient:

@@ -20,6 +20,8 @@ from superexam_rq import pdf
 from superexam_rq.errors import PdfMissing, TransientError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from superexam_rq.config import Settings
 
 log = logging.getLogger(__name__)
@@ -30,6 +32,7 @@ _MAX_OBJECT_BYTES = 1024
 # Seconds: to connect and to wait for the next bytes; in all, while Google says to try again.
 _STORAGE_TIMEOUT = (5.0, 30.0)
 _STORAGE_RETRY_SECONDS = 60.0
+_LOOK_TIMEOUT = 3.0
 
 # Each says that there is no such file, whatever the path looks like.
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR, errno.ENXIO, errno.ENODEV}
@@ -56,6 +59,22 @@ def read_upload(file_path: Any, settings: Settings) -> bytes:
     if settings.gcs_bucket_name:
         return _read_object(file_path, settings, max_bytes)
     return _read_file(file_path, settings.uploads_dir, max_bytes)
+
+
+def has_upload(file_path: Any, settings: Settings) -> bool:
+    """Tell whether there is a file that `read_upload` would read; raises `UploadsUnavailable`."""
+    if not isinstance(file_path, str) or not file_path.strip():
+        return False
+    if settings.gcs_bucket_name:
+        with _storage(file_path, settings) as bucket:
+            names = _object_names(file_path, settings.gcs_bucket_name)
+            return any(bucket.get_blob(name, timeout=_LOOK_TIMEOUT, retry=None) is not None for name in names)
+    try:
+        root = settings.uploads_dir.resolve(strict=True)
+        found = [(root / spelling).resolve() for spelling in _spellings(file_path)]
+        return any(path.is_relative_to(root) and path.is_file() for path in found)
+    except (OSError, RuntimeError, ValueError):
+        return False
 
 
 def _bare(file_path: str) -> str:
@@ -137,6 +156,17 @@ def _read_all(descriptor: int, max_bytes: int) -> bytes:
 
 
 def _read_object(file_path: str, settings: Settings, max_bytes: int) -> bytes:
+    with _storage(file_path, settings) as bucket:
+        for name in _object_names(file_path, settings.gcs_bucket_name):
+            content = _download(bucket, name, max_bytes)
+            if content is not None:
+                return content
+    raise PdfMissing(_bare(file_path))
+
+
+@contextlib.contextmanager
+def _storage(file_path: str, settings: Settings) -> Iterator[Any]:
+    """Give the bucket; what goes wrong with it meanwhile is `UploadsUnavailable`, or `PdfMissing`."""
     # Here, so that a service without a bucket does not pay for the import.
     from google.api_core.exceptions import GoogleAPIError, NotFound
     from google.auth.exceptions import GoogleAuthError
@@ -145,17 +175,12 @@ def _read_object(file_path: str, settings: Settings, max_bytes: int) -> bytes:
 
     try:
         with contextlib.closing(Client(project=settings.google_cloud_project or None)) as client:
-            bucket = client.bucket(settings.gcs_bucket_name)
-            for name in _object_names(file_path, settings.gcs_bucket_name):
-                content = _download(bucket, name, max_bytes)
-                if content is not None:
-                    return content
+            yield client.bucket(settings.gcs_bucket_name)
     except NotFound:  # deleted or replaced between the two calls
         raise PdfMissing(_bare(file_path)) from None
     except (GoogleAPIError, GoogleAuthError, InvalidResponse, OSError) as error:
         log.warning("The upload %r can't be read from Cloud Storage: %s", file_path, error)
         raise UploadsUnavailable(f"Cloud Storage did not hand out the PDF ({type(error).__name__})") from None
-    raise PdfMissing(_bare(file_path))
 
 
 def _object_names(file_path: str, bucket_name: str) -> list[str]:

@@ -85,7 +85,7 @@ def create_blueprint(queue: JobQueue, hub: Hub, settler: Settler, limiter: Limit
     @routes.delete("/jobs/<job_id:job_id>")
     def cancel(job_id: str) -> ResponseReturnValue:
         how_far = lifecycle.cancel(queue, _checked(job_id))
-        log.info("job %s: cancelled (%s)", job_id, how_far.value)
+        log.info("cancelled: %s", how_far.value)
         if how_far is lifecycle.Cancelling.DONE:
             settler.settle(job_id)
         return jsonify(message="Job cancelled")
@@ -93,7 +93,7 @@ def create_blueprint(queue: JobQueue, hub: Hub, settler: Settler, limiter: Limit
     @routes.post("/jobs/<job_id:job_id>/retry")
     def retry(job_id: str) -> ResponseReturnValue:
         lifecycle.retry(queue, _checked(job_id))
-        log.info("job %s: queued again", job_id)
+        log.info("queued again")
         return _queued(job_id)
 
     @routes.get("/jobs/<job_id:job_id>/events")
@@ -269,6 +269,7 @@ def _queued(job_id: str) -> ResponseReturnValue:
 def _checked(job_id: str) -> str:
     if not _JOB_ID.fullmatch(job_id):
         raise _no_such_job()
+    logs.bind(job_id=job_id)
     return job_id
 
 

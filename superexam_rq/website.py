@@ -27,6 +27,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.text import Text
 
 from superexam_rq.config import Settings
+from superexam_rq.store import READ_RETRY
 
 SYSTEM_PROMPT = "You write exam questions for students. Ask about what the text explains, not about its wording."
 CUSTOM_PROMPT = "Write about one question a page, each with four choices."
@@ -34,6 +35,7 @@ CUSTOM_PROMPT = "Write about one question a page, each with four choices."
 # Seconds for one call to Firestore, and between two looks at a document.
 CALL_SECONDS = 10.0
 LOOK_SECONDS = 0.3
+RETRY = READ_RETRY.with_timeout(5.0)
 
 
 class StorageError(Exception):
@@ -87,14 +89,14 @@ def store(
     with _firestore():
         system_id = _store_prompt(client, settings.collection("system-prompts"), kind, system)
         custom_id = _store_prompt(client, settings.collection("custom-prompts"), kind, custom)
-        document.set(fields, timeout=CALL_SECONDS)
+        document.set(fields, timeout=CALL_SECONDS, retry=RETRY)
     return StoredExam(doc_id, system_id, custom_id, file_path, document)
 
 
 def discard(exam: StoredExam, settings: Settings) -> None:
     """Remove a document that was not submitted, and its PDF; prompts stay for the next time."""
     with contextlib.suppress(StorageError), _firestore():
-        exam.document.delete(timeout=CALL_SECONDS)
+        exam.document.delete(timeout=CALL_SECONDS, retry=RETRY)
     if settings.gcs_bucket_name:
         with contextlib.suppress(StorageError), _bucket(settings) as bucket:
             bucket.blob(exam.file_path).delete(timeout=CALL_SECONDS)
@@ -113,7 +115,7 @@ def questions(document: firestore.DocumentReference, limit: int | None = None) -
     """Return a document's questions in reading order; raises `StorageError`."""
     query = document.collection("questions")
     with _firestore():
-        found = (query.limit(limit) if limit else query).stream(timeout=CALL_SECONDS)
+        found = (query.limit(limit) if limit else query).stream(timeout=CALL_SECONDS, retry=RETRY)
         return [snapshot.to_dict() or {} for snapshot in found]
 
 
@@ -157,7 +159,9 @@ def _text(question: Mapping[str, Any]) -> str:
 
 def _store_prompt(client: firestore.Client, collection: str, kind: str, content: str) -> str:
     prompt_id = f"{kind}-{hashlib.sha256(content.encode()).hexdigest()[:20]}"
-    client.document(collection, prompt_id).set({"name": f"superexam {kind}", "content": content}, timeout=CALL_SECONDS)
+    client.document(collection, prompt_id).set(
+        {"name": f"superexam {kind}", "content": content}, timeout=CALL_SECONDS, retry=RETRY
+    )
     return prompt_id
 
 

@@ -490,6 +490,7 @@ def _names(queues: Any) -> list[str]:
 
 
 def _in_child(function: Callable[..., None], *arguments: Any) -> None:
+    logs.unbind()  # it looks at other jobs than the one that runs
     die_with_parent(signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -162,7 +162,7 @@ class Stack:
         assert answer.status_code == 202, answer.text
         return self.wait_for_job(answer.json()["job_id"])
 
-    def command(self, *arguments: str, timeout: float = 60, **variables: str) -> subprocess.CompletedProcess[str]:
+    def command(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run `superexam ARGUMENTS` in this installation's environment, in its folder, to the end."""
         return subprocess.run(
             [sys.executable, "-m", "superexam_rq", *arguments],
@@ -170,7 +170,7 @@ class Stack:
             cwd=self.folder,
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=60,
             check=False,
         )
 

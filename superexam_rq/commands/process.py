@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +26,8 @@ INVALID = 422
 # The usual code of a program that Ctrl-C ended.
 INTERRUPTED = 130
 # Seconds between two looks at the job, and how long a document may lag behind a job that has ended.
-_JOB_SECONDS = 1.0
-_LAG_SECONDS = 15.0
+JOB_SECONDS = 1.0
+LAG_SECONDS = 15.0
 
 
 class Text(click.ParamType[str]):
@@ -89,11 +92,11 @@ def process(
     from superexam_rq.errors import FirestoreUnavailable
 
     settings = load_settings()
-    messages = Console(stderr=True, highlight=False)
+    messages = Console(stderr=True)
     api = service(settings, url, key)
     try:
         if not api.health().get("workers"):
-            messages.print("No worker is running: the job will wait for one.", markup=False)
+            click.echo("No worker is running: the job will wait for one.", err=True)
         client = store.connect(settings)
         prompts = {"system": system or website.SYSTEM_PROMPT, "custom": prompt or website.CUSTOM_PROMPT}
         exam = website.store(client, settings, pdf, **prompts)
@@ -102,15 +105,13 @@ def process(
         except BaseException:
             website.discard(exam, settings)
             raise
-        messages.print(f"document {exam.doc_id}, job {job_id}", markup=False)
+        click.echo(f"document {exam.doc_id}, job {job_id}", err=True)
         try:
-            found = website.follow(messages, _Watch(api, exam, job_id).look)
+            found = website.follow(messages, Watch(api, exam, job_id).look, _interruptible())
             result = _result(api, exam, job_id, found)
         except KeyboardInterrupt:
-            messages.print(
-                f"The job goes on. Look at it: superexam jobs show {job_id}\nCancel it: superexam jobs cancel {job_id}",
-                markup=False,
-            )
+            click.echo(f"The job goes on. Look at it: superexam jobs show {job_id}", err=True)
+            click.echo(f"Cancel it: superexam jobs cancel {job_id}", err=True)
             sys.exit(INTERRUPTED)
     except (ServiceError, website.StorageError, FirestoreUnavailable) as error:
         refused = isinstance(error, ServiceError) and error.status == INVALID
@@ -120,17 +121,39 @@ def process(
     if as_json:
         click.echo(json.dumps(result, ensure_ascii=False, indent=2))
     else:
-        _print(result, messages)
+        _print(result)
     sys.exit(0 if result["status"] == "ready" else 1)
 
 
-class _Watch:
+def _interruptible() -> Callable[[], None]:
+    """Note Ctrl-C from here on, and return what raises it: in the middle of a gRPC call it could hang or be lost."""
+    pressed = threading.Event()
+
+    def press(*_: Any) -> None:
+        if pressed.is_set():
+            os._exit(INTERRUPTED)
+        pressed.set()
+
+    def check() -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+
+    # A shell's background job has it ignored, and is not meant.
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, press)
+    return check
+
+
+class Watch:
     """Look at a document, and at its job where the document does not tell."""
 
-    def __init__(self, api: ServiceClient, exam: StoredExam, job_id: str) -> None:
+    def __init__(
+        self, api: ServiceClient, exam: StoredExam, job_id: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._api = api
         self._exam = exam
         self._job_id = job_id
+        self._clock = clock
         self._job: dict[str, Any] = {}
         self._looked = float("-inf")
         self._ended: float | None = None
@@ -151,8 +174,8 @@ class _Watch:
         return _as_fields(job) if self._has_lagged(job) else fields
 
     def _look_at_job(self) -> dict[str, Any]:
-        if time.monotonic() - self._looked >= _JOB_SECONDS:
-            self._looked = time.monotonic()
+        if self._clock() - self._looked >= JOB_SECONDS:
+            self._looked = self._clock()
             try:
                 self._job = self._api.job(self._job_id)
             except ServiceError as error:
@@ -163,8 +186,8 @@ class _Watch:
         """Tell whether the job has ended so long ago that nobody will tell the document."""
         if _as_fields(job)["status"] == "processing":
             return False
-        self._ended = self._ended or time.monotonic()
-        return time.monotonic() - self._ended > _LAG_SECONDS
+        self._ended = self._clock() if self._ended is None else self._ended
+        return self._clock() - self._ended > LAG_SECONDS
 
 
 def _as_fields(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,14 +226,13 @@ def _result(api: ServiceClient, exam: StoredExam, job_id: str, found: Mapping[st
     }
 
 
-def _print(result: Mapping[str, Any], messages: Console) -> None:
+def _print(result: Mapping[str, Any]) -> None:
     from superexam_rq import website
 
     if result["status"] != "ready":
-        messages.print(f"{result['status'].capitalize()}: {result['error']}", markup=False)
+        click.echo(f"{result['status'].capitalize()}: {result['error']}", err=True)
         return
-    console = Console(highlight=False)
-    website.show(console, result["questions"])
-    console.print(f"{result['question_count']} questions", markup=False)
+    website.show(Console(highlight=False), result["questions"])
+    click.echo(f"{result['question_count']} questions")
     for warning in result["warnings"]:
-        messages.print(f"Warning: {warning}", markup=False)
+        click.echo(f"Warning: {warning}", err=True)

@@ -280,7 +280,7 @@ def main() -> None:
     parser.add_argument("--threads", action="store_true", help="several numbers of processes and threads")
     chosen = parser.parse_args()
     with bench() as found:
-        console = Console()
+        console = Console(width=110)
         if chosen.listeners:
             with_listeners(found, console)
         elif chosen.threads:

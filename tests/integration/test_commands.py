@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from superexam_rq.sandbox.gemini import Fault
 from superexam_rq.sandbox.processes import free_port
 from tests import pdfs
 from tests.stack import Stack, eventually
-
-PROCESS_SECONDS = 60.0
 
 
 @pytest.fixture
@@ -122,10 +121,16 @@ class TestProcess:
 
     def test_ctrl_c_leaves_the_job_running_and_says_how_to_go_on(self, service: Stack, pdf: Path) -> None:
         """The message names the job, and the commands to look at it and to cancel it."""
-        service.gemini.script(Fault.delay(3))
+        service.gemini.script(Fault.wait(4))
         command = [sys.executable, "-m", "superexam_rq", "process", str(pdf)]
         with subprocess.Popen(
-            command, env=service.environment, cwd=service.folder, stderr=subprocess.PIPE, text=True
+            command,
+            env=service.environment,
+            cwd=service.folder,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A shell in the background has it ignored, and so had we.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         ) as running:
             assert running.stderr is not None
             job_id = running.stderr.readline().rpartition(" ")[2].strip()
@@ -138,16 +143,6 @@ class TestProcess:
         assert "Traceback" not in told
         assert service.wait_for_job(job_id)["status"] == "completed"
 
-    def test_it_goes_on_without_firestore(self, service: Stack, pdf: Path) -> None:
-        """Where Firestore does not let this user read, progress comes from the API."""
-        port = free_port()
-        done = service.command(
-            "process", str(pdf), FIRESTORE_EMULATOR_HOST=f"127.0.0.1:{port}", timeout=PROCESS_SECONDS
-        )
-        assert done.returncode == 1
-        assert "Error: Firestore can't be used" in done.stderr
-        assert "Traceback" not in done.stderr
-
 
 class TestRefusals:
     """What stands in the way is one line."""
@@ -159,9 +154,18 @@ class TestRefusals:
         assert done.returncode == 1
         assert done.stderr.startswith(f"Error: {url} can't be reached")
 
+    def test_no_firestore(self, service: Stack, pdf: Path) -> None:
+        """Nothing is submitted where the document can't be stored."""
+        total = service.http.get(f"{service.url}/jobs").json()["total"]
+        done = service.command("process", str(pdf), FIRESTORE_EMULATOR_HOST=f"127.0.0.1:{free_port()}")
+        assert done.returncode == 1
+        assert done.stderr.startswith("Error: Firestore can't be used: ")
+        assert len(done.stderr.splitlines()) == 1
+        assert service.http.get(f"{service.url}/jobs").json()["total"] == total
+
     def test_another_service(self, service: Stack) -> None:
         """What answers, but not as this service would, is named too."""
-        done = service.command("jobs", "list", "--url", f"http://{service.gemini.url.rpartition('//')[2]}")
+        done = service.command("jobs", "list", "--url", service.gemini.url)
         assert done.returncode == 1
         assert "Traceback" not in done.stderr
 
@@ -178,15 +182,16 @@ class TestRefusals:
         assert done.stderr.startswith("Error: PORT takes")
 
 
+@pytest.fixture
+def ended(service: Stack) -> dict[str, dict[str, Any]]:
+    """Give a completed and a failed job, the newest of all."""
+    service.add_document("jobs-good", pdfs.prose(1))
+    service.add_document("jobs-bad", b"")
+    return {name: service.process(f"jobs-{name}") for name in ("good", "bad")}
+
+
 class TestJobs:
     """`superexam jobs …`."""
-
-    @pytest.fixture(scope="class")
-    def ended(self, service: Stack) -> dict[str, dict[str, Any]]:
-        """Give a completed and a failed job."""
-        service.add_document("jobs-good", pdfs.prose(1))
-        service.add_document("jobs-bad", b"")
-        return {name: service.process(f"jobs-{name}") for name in ("good", "bad")}
 
     def test_jobs_are_listed_newest_first(self, service: Stack, ended: dict[str, dict[str, Any]]) -> None:
         """Each line tells job, document, status, attempt and what came of it."""
@@ -222,8 +227,60 @@ class TestJobs:
             assert done.stderr.startswith("Error: ")
             assert len(done.stderr.splitlines()) == 1
 
-    def test_the_key_comes_from_the_settings_or_the_environment(self, service: Stack) -> None:
-        """The first of API_KEYS is sent; SUPEREXAM_KEY wins, and never shows in a message."""
-        done = service.command("jobs", "list", API_KEYS="first,second")
-        # This service has no keys: it takes callers of this machine, whatever they send.
-        assert done.returncode == 0
+    def test_a_waiting_job_is_cancelled_and_run_again(self, service: Stack) -> None:
+        """`cancel` and `retry` say what they did, and refuse what can't be done in one line."""
+        service.gemini.script(Fault.wait(3))
+        service.add_document("jobs-first", pdfs.prose(1, start=500))
+        service.add_document("jobs-second", pdfs.prose(1))
+        first, second = (service.submit(f"jobs-{name}").json()["job_id"] for name in ("first", "second"))
+        done = service.command("jobs", "cancel", second)
+        assert (done.returncode, done.stdout) == (0, f"Job cancelled: {second}\n")
+        assert service.job(second)["status"] == "cancelled"
+        again = service.command("jobs", "cancel", second)
+        assert (again.returncode, len(again.stderr.splitlines())) == (1, 1)
+        done = service.command("jobs", "retry", second)
+        assert (done.returncode, done.stdout) == (0, f"Job queued successfully: {second}\n")
+        assert service.wait_for_job(second)["status"] == "completed"
+        assert service.wait_for_job(first)["status"] == "completed"
+        again = service.command("jobs", "retry", second, "--json")
+        assert (again.returncode, again.stdout, len(again.stderr.splitlines())) == (1, "", 1)
+
+
+@pytest.fixture(scope="module")
+def keyed_url(service: Stack) -> str:
+    """Give the address of a second API process, which wants a key."""
+    port = free_port()
+    environment = {"PORT": str(port), "API_KEYS": "first-key,second-key"}
+    service.children.start("keyed-api", "superexam_rq", "api", environment=environment)
+    url = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        try:
+            return service.http.get(f"{url}/health/live", timeout=1).ok
+        except requests.RequestException:
+            return False
+
+    service.children.wait_for("the keyed API", answers)
+    return url
+
+
+class TestKeys:
+    """Which key is sent."""
+
+    @pytest.mark.parametrize(
+        ("variables", "code"),
+        [
+            ({}, 1),
+            ({"API_KEYS": "first-key,second-key"}, 0),
+            ({"API_KEYS": "wrong-key", "SUPEREXAM_KEY": "second-key"}, 0),
+            ({"API_KEYS": "first-key", "SUPEREXAM_KEY": "wrong-key"}, 1),
+        ],
+    )
+    def test_the_first_key_of_the_settings_unless_another_is_named(
+        self, service: Stack, keyed_url: str, variables: dict[str, str], code: int
+    ) -> None:
+        """SUPEREXAM_KEY wins over API_KEYS; no message repeats a key."""
+        done = service.command("jobs", "list", SUPEREXAM_URL=keyed_url, **variables)
+        assert done.returncode == code
+        assert "-key" not in done.stderr
+        assert bool(done.stderr) is bool(code)

@@ -1,0 +1,96 @@
+"""One stream by itself: what it says, when it ends, what it may be resumed from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+from fakeredis import FakeRedis
+
+from superexam_rq import lifecycle
+from superexam_rq.config import Settings
+from superexam_rq.events import MAX_LISTENERS, Hub, TooManyListeners, event_id
+from superexam_rq.queueing import JobObject, JobQueue, JobRequest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture
+def jobs() -> JobQueue:
+    """Give a queue with one job, `job(jobs)`."""
+    found = JobQueue(FakeRedis(), Settings(rq_key_prefix="superexam"))
+    found.enqueue(JobRequest(doc_id="doc", system_prompt_id="sys", custom_prompt_id="cus"))
+    return found
+
+
+def job(jobs: JobQueue) -> JobObject:
+    """Return the job."""
+    [found], _ = jobs.list_jobs()
+    return found
+
+
+def hub(jobs: JobQueue, **options: float) -> Hub:
+    """Return a hub whose streams sleep no longer than a test may."""
+    return Hub(jobs, jobs.settings, **{"heartbeat_seconds": 0.01, **options})  # type: ignore[arg-type]
+
+
+def test_a_state_has_one_id_in_every_process(jobs: JobQueue) -> None:
+    """It changes with the job, but not with the seconds that a retry counts down."""
+    first = job(jobs)
+    assert event_id(first) == event_id(job(jobs))
+    assert event_id(dataclasses.replace(first, progress=5)) != event_id(first)
+    waiting = dataclasses.replace(first, retry_at=1.0, current_step="Retrying in 9 s")
+    assert event_id(waiting) == event_id(dataclasses.replace(waiting, current_step="Retrying in 8 s"))
+
+
+def test_a_silent_stream_sends_heartbeats(jobs: JobQueue) -> None:
+    """Comments, which clients skip; only a write shows that a listener has gone."""
+    streams = hub(jobs)
+    first = job(jobs)
+    stream = streams.stream(streams.listen(first.job_id), first, None)
+    assert next(stream).startswith("retry:")
+    event = next(stream)
+    assert event.startswith(f"id: {event_id(first)}\ndata: ")
+    assert json.loads(event.partition("data: ")[2]) == first.to_dict()
+    assert [next(stream) for _ in range(3)] == [": still here\n\n"] * 3
+    stream.close()  # type: ignore[attr-defined]
+    streams.close()
+
+
+def test_a_state_already_seen_is_not_told_again(jobs: JobQueue) -> None:
+    """The stream goes on with what comes next."""
+    streams = hub(jobs)
+    first = job(jobs)
+    listener = streams.listen(first.job_id)
+    stream = streams.stream(listener, first, event_id(first))
+    assert next(stream).startswith("retry:")
+    assert next(stream).startswith(":")
+    lifecycle.cancel(jobs, first.job_id)
+    listener.put(job(jobs))
+    told = [part for part in stream if part.startswith("id:")]
+    assert len(told) == 1
+    assert '"cancelled"' in told[0]
+    streams.close()
+
+
+def test_a_stream_that_is_left_makes_room(jobs: JobQueue) -> None:
+    """Also one that was never read."""
+    streams = hub(jobs, max_listeners=1)
+    first = streams.listen("a")
+    with pytest.raises(TooManyListeners):
+        streams.listen("b")
+    first.close()
+    first.close()
+    streams.listen("b").close()
+    streams.close()
+    with pytest.raises(TooManyListeners):
+        streams.listen("c")
+
+
+def test_the_server_has_threads_left_beside_a_full_house_of_streams() -> None:
+    """Each stream blocks one."""
+    config = runpy.run_path(str(ROOT / "deploy" / "gunicorn.conf.py"))
+    assert config["threads"] >= MAX_LISTENERS + 16
