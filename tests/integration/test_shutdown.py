@@ -48,6 +48,8 @@ def _wait_for_end(service: Stack, name: str, seconds: float = 30.0) -> int:
 def test_an_idle_worker_leaves_within_seconds(service: Stack) -> None:
     """With exit code 0, and it is no longer listed."""
     service.start_worker()
+    (key,) = service.redis.smembers("superexam:workers")
+    eventually(lambda: service.redis.hget(key, "state") == b"idle", "the worker to wait for jobs")
     told = _stop(service, "worker-1")
     assert _wait_for_end(service, "worker-1") == 0
     assert time.monotonic() - told < 10
