@@ -27,7 +27,7 @@ from google.cloud.firestore_v1.services.firestore.transports import FirestoreGrp
 from superexam_rq.sandbox.firestore import FirestoreServer, inject
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
     from pathlib import Path
 
 # The client's annotations are wrong in places (merge=[…], update_time), so tests do not lean on them.
@@ -883,7 +883,7 @@ def _requests(*wanted: types.ListenRequest) -> Iterator[Iterator[types.ListenReq
         ended.set()
 
 
-def _answers(api: FirestoreClient, db: Client, target: dict[str, Any]) -> Iterator[types.ListenResponse]:
+def _answers(api: FirestoreClient, db: Client, target: dict[str, Any]) -> Generator[types.ListenResponse, None, None]:
     request = types.ListenRequest(database=db._database_string, add_target=target)
     with _requests(request) as requests:
         yield from api.listen(requests)
@@ -1033,13 +1033,19 @@ class TestProcess:
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_signal_ends_it_with_streams_open(self, number: signal.Signals, client_at: Callable[[str], Client]) -> None:
-        """It stops within a second with clients listening, says nothing and returns 0."""
-        with process() as (running, address):
+        """It stops soon with clients listening, says nothing and returns 0.
+
+        The client here is the generated one: the friendly one's watch goes on calling a server that is gone.
+        """
+        with process() as (running, address), grpc.insecure_channel(address) as channel:
+            api = FirestoreClient(transport=FirestoreGrpcTransport(channel=channel))
             db = client_at(address)
-            with watching(db.document("exams/a")) as snapshot:
-                assert snapshot() == ([], [])
-                running.send_signal(number)
-                assert running.wait(1.5) == 0
+            documents = {"documents": [f"{db._database_string}/documents/exams/a"]}
+            answers = _answers(api, db, {"target_id": 7, "documents": documents})
+            assert next(answers).target_change.target_ids == [7]
+            running.send_signal(number)
+            assert running.wait(PATIENCE) == 0
+            answers.close()
             assert running.stderr is not None
             assert running.stderr.read() == ""
 
