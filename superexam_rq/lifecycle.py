@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from enum import Enum
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from redis import Redis
 from redis.client import Pipeline
@@ -39,7 +39,6 @@ from superexam_rq.config import Settings
 from superexam_rq.errors import Cancelled, SuperExamError, Superseded, classify
 
 if TYPE_CHECKING:
-    from superexam_rq.queueing import JobQueue
     from superexam_rq.store import ExamStore, Outcome
 
 T = TypeVar("T")
@@ -52,6 +51,13 @@ DOCUMENT_KEY_TTL = 30 * 86400
 
 CANCEL_TEXT = "Cancelled"
 BUSY_TEXT = "Another job has this document"
+
+
+class Jobs(Protocol):
+    """Be the queue and its settings together; `queueing.JobQueue` in the service."""
+
+    queue: Queue
+    settings: Settings
 
 
 class NotFound(Exception):
@@ -401,7 +407,7 @@ def finish_cancelled(job: ExamJob, queue: Queue, settings: Settings, execution: 
 # What a caller may ask for
 
 
-def cancel(jobs: JobQueue, job_id: str) -> Cancelling:
+def cancel(jobs: Jobs, job_id: str) -> Cancelling:
     """Cancel a job, and return how far that is; raises `NotFound`, `NotCancellable`."""
     queue, settings = jobs.queue, jobs.settings
 
@@ -429,7 +435,7 @@ def cancel(jobs: JobQueue, job_id: str) -> Cancelling:
     return result
 
 
-def retry(jobs: JobQueue, job_id: str) -> None:
+def retry(jobs: Jobs, job_id: str) -> None:
     """Queue a failed or cancelled job again with fresh retries; raises `NotFound`, `NotRetryable`, `DocumentBusy`."""
     queue, settings = jobs.queue, jobs.settings
 
