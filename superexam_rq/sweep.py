@@ -81,19 +81,37 @@ def _keep(queue: Queue, settings: Settings, live: dict[str, Any]) -> None:
         pipe.zrange(queue.started_job_registry.key, 0, -1)
         for job_id in live:
             pipe.hget(Job.key_for(job_id), "meta")
-        queued, popped, scheduled, started, *metas = pipe.execute()
+        for job_id in live:
+            pipe.ttl(Job.key_for(job_id))
+        queued, popped, scheduled, started, *rest = pipe.execute()
+    metas, ttls = rest[: len(live)], rest[len(live) :]
     held = {as_text(entry).partition(":")[0] for entry in (*queued, *popped, *scheduled, *started)}
     for job_id in live:
         if job_id not in held:
             _revive(queue, settings, job_id)
     with queue.connection.pipeline(transaction=False) as pipe:
         for job_id, meta in zip(live, metas, strict=True):
-            pipe.persist(Job.key_for(job_id))
             if meta:
                 doc_id = str(JSONSerializer.loads(meta).get("doc_id", ""))
                 status = JobStatus(as_text(live[job_id][0]))
                 pipe.expire(document_key(settings, doc_id), lifecycle.document_key_ttl(settings, status))
         pipe.execute()
+    for job_id, ttl in zip(live, ttls, strict=True):
+        if ttl >= 0:
+            _persist(queue, job_id)
+
+
+def _persist(queue: Queue, job_id: str) -> None:
+    """Keep a live job's hash; `rq requeue` leaves it to expire. One that has ended since is to expire."""
+
+    def step(pipe: Pipeline) -> None:
+        pipe.watch(Job.key_for(job_id))
+        live = lifecycle.is_live(pipe.hget(Job.key_for(job_id), "status"))
+        pipe.multi()
+        if live:
+            pipe.persist(Job.key_for(job_id))
+
+    lifecycle.transaction(queue.connection, step)
 
 
 def _revive(queue: Queue, settings: Settings, job_id: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import pytest
@@ -133,6 +134,24 @@ def test_what_belongs_to_a_live_job_does_not_expire(service: Stack, jobs: JobQue
     assert jobs.connection.ttl(f"superexam:job:{job_id}") == -1
     assert jobs.connection.ttl("superexam:document:keep") > 60
     lifecycle.cancel(jobs, job_id)
+
+
+def test_a_job_that_ends_during_the_sweep_still_expires(
+    service: Stack, jobs: JobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was live when the sweep looked, and ended before the sweep acted."""
+    service.add_document("ending", pdfs.prose(1))
+    job_id = service.submit("ending").json()["job_id"]
+    keep = sweep._keep
+
+    def end_first(*arguments: Any) -> None:
+        lifecycle.cancel(jobs, job_id)
+        keep(*arguments)
+
+    monkeypatch.setattr(sweep, "_keep", end_first)
+    _sweep(jobs)
+    assert service.job(job_id)["status"] == "cancelled"
+    assert jobs.connection.ttl(f"superexam:job:{job_id}") > 0
 
 
 def test_entries_of_jobs_that_have_expired_are_removed(service: Stack, jobs: JobQueue) -> None:
