@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
+import google.auth
 import google.auth.exceptions
 from google.api_core import exceptions as google_errors
 from google.api_core.retry import Retry, if_exception_type
@@ -86,14 +88,22 @@ def _firestore_errors() -> Iterator[None]:
 
 
 def connect(settings: Settings) -> firestore.Client:
-    """Return a new client; only in the process that uses it, never before a fork."""
+    """Return a new client; only in the process that uses it, never before a fork.
+
+    The project is the settings', else the credentials': a user's login knows the one that pays (`quota_project_id`).
+    Raises `FirestoreUnavailable` without credentials or project.
+    """
     with _firestore_errors():
-        return firestore.Client(project=settings.google_cloud_project or _project(settings))
-
-
-def _project(settings: Settings) -> str | None:
-    # An emulator takes any project, but the client insists on one.
-    return "superexam" if settings.firestore_emulator_host else None
+        if settings.firestore_emulator_host:
+            # Google's client reads the environment only, while the setting may stand in .env.
+            os.environ["FIRESTORE_EMULATOR_HOST"] = settings.firestore_emulator_host
+            # An emulator takes any project, but the client insists on one.
+            return firestore.Client(project=settings.google_cloud_project or "superexam")
+        credentials, project = google.auth.default(scopes=["https://www.googleapis.com/auth/datastore"])
+        project = settings.google_cloud_project or project or getattr(credentials, "quota_project_id", None)
+        if not project:
+            raise FirestoreUnavailable("Firestore's project is not known: set GOOGLE_CLOUD_PROJECT")
+        return firestore.Client(project=project, credentials=credentials)
 
 
 @dataclass(frozen=True)

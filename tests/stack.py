@@ -183,10 +183,10 @@ class Stack:
         self.db.close()
 
 
-def firestore_client(address: str) -> firestore.Client:
+def firestore_client(address: str, project: str = PROJECT) -> firestore.Client:
     """Return an unmodified Google client for an emulator, without touching this process's environment."""
     with _variable("FIRESTORE_EMULATOR_HOST", address):
-        return firestore.Client(project=PROJECT, credentials=AnonymousCredentials())
+        return firestore.Client(project=project, credentials=AnonymousCredentials())
 
 
 @contextlib.contextmanager
