@@ -23,10 +23,12 @@ def service(installation: Stack) -> Stack:
 
 
 @pytest.fixture(autouse=True)
-def _gemini(service: Stack) -> Iterator[None]:
+def _fresh(service: Stack) -> Iterator[None]:
     service.gemini.clear_calls()
     yield
     service.gemini.latency = 0.0
+    # A worker that a test left would take the next one's jobs.
+    service.children.stop(*(name for name in service.children.running if name != "api"))
 
 
 def _stop(service: Stack, name: str, *, group: bool = False) -> float:
