@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
+from superexam_rq.sandbox.gemini import Fault
 from tests import pdfs
 from tests.breaking import check_exam, held, horse_pid, wait_for_call
 from tests.integration.chaos.parts import Installation, installation
@@ -66,16 +67,12 @@ def test_progress_that_can_t_be_written_fails_no_job(service: Installation) -> N
 
 def test_a_failure_is_told_when_firestore_is_back(service: Installation) -> None:
     """The document of a job that failed while Firestore was away gets the job's words, from a sweep."""
-    service.gemini.latency = 2.0
+    service.gemini.script(Fault.no_model(delay=3.0))
     service.add_document("told-later", pdfs.prose(1))
-    job_id = service.submit("told-later", model="gone-1").json()["job_id"]
-    service.gemini.models = {"none"}
-    try:
-        wait_for_call(service)
-        service.firestore_server.faults.fail("Commit", grpc.StatusCode.UNAVAILABLE, times=1000)
-        assert service.wait_for_job(job_id)["error_code"] == "gemini_model"
-    finally:
-        service.gemini.models = None
+    job_id = service.submit("told-later").json()["job_id"]
+    wait_for_call(service)
+    service.firestore_server.faults.fail("Commit", grpc.StatusCode.UNAVAILABLE, times=1000)
+    assert service.wait_for_job(job_id)["error_code"] == "gemini_model"
     assert service.fields("told-later")["status"] == "processing"
     service.firestore_server.faults.clear()
     fields = eventually(lambda: _failed(service, "told-later"), "the document to fail", 40)
