@@ -75,12 +75,13 @@ def main() -> None:
             browser.open(picture.as_uri())
             browser.screenshot(FOLDER / "demo.png")
         base = f"http://127.0.0.1:{port}"
-        _fail_a_job(base, re.search(r"FIRESTORE_EMULATOR_HOST=(\S+)", demo.shown))
-        with chromium(width=1100, height=760) as browser:
+        failed = _fail_a_job(base, re.search(r"FIRESTORE_EMULATOR_HOST=(\S+)", demo.shown))
+        # Not higher: a traceback further down would show where this checkout lies.
+        with chromium(width=1100, height=700) as browser:
             for name, path, words in (
                 ("dashboard-queues", "/dashboard/", "superexam"),
                 ("dashboard-workers", "/dashboard/0/view/workers", "superexam"),
-                ("dashboard-failed", "/dashboard/0/view/jobs/superexam/failed/8/asc/1", "PDF file not found"),
+                ("dashboard-failed", f"/dashboard/0/view/job/{failed}", "PDF file not found"),
                 ("docs", "/docs", "/jobs/process"),
             ):
                 browser.open(base + path)
@@ -88,18 +89,21 @@ def main() -> None:
                 browser.screenshot(FOLDER / f"{name}.png")
     finally:
         demo.end()
-    for path in sorted(FOLDER.iterdir()):
-        print(path.relative_to(ROOT))
+    for taken in sorted(FOLDER.iterdir()):
+        print(taken.relative_to(ROOT))
 
 
-def _fail_a_job(base: str, address: re.Match[str] | None) -> None:
+def _fail_a_job(base: str, address: re.Match[str] | None) -> str:
     assert address is not None
     db = firestore_client(address[1], "superexam-demo")
     db.document("superexam-documents", "biology").set({"title": "Biology", "filePath": "lost.pdf"})
-    body = {"doc_id": "biology", "system_prompt_id": "demo-system", "custom_prompt_id": "demo-custom"}
+    for kind in ("system", "custom"):
+        db.document(f"superexam-{kind}-prompts", "any").set({"content": "Write questions."})
+    body = {"doc_id": "biology", "system_prompt_id": "any", "custom_prompt_id": "any"}
     job = requests.post(f"{base}/jobs/process", json=body, timeout=10).json()
     url = f"{base}/jobs/{job['job_id']}"
     eventually(lambda: requests.get(url, timeout=10).json()["status"] == "failed", "the job to fail")
+    return str(job["job_id"])
 
 
 if __name__ == "__main__":
