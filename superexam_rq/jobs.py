@@ -20,18 +20,19 @@ from superexam_rq.checkpoints import Checkpoints
 from superexam_rq.config import Settings
 from superexam_rq.errors import Cancelled, Superseded
 from superexam_rq.progress import Progress
+from superexam_rq.request import JobRequest
 from superexam_rq.throttle import Throttle
 
 log = logging.getLogger(__name__)
 
 
 def process(**request: Any) -> dict[str, Any]:
-    """Run one attempt of a job; `request` holds the fields of `queueing.JobRequest`."""
+    """Run one attempt of a job; `request` holds its fields."""
     job = get_current_job()
     if not isinstance(job, lifecycle.ExamJob):
         raise RuntimeError("process runs inside an ExamWorker only")
     try:
-        return Run(job, Settings.from_env(os.environ, Path(".env"))).perform(pipeline.Task(**request))
+        return Run(job, Settings.from_env(os.environ, Path(".env"))).perform(JobRequest(**request))
     except Superseded:
         # The parent takes exit code 0 as "nothing to do"; an exception would start a second chain of retries.
         log.warning("job %s: another run has taken over; this one stops", job.id)
@@ -46,7 +47,7 @@ class Run:
         self.job = job
         self.settings = settings
 
-    def perform(self, task: pipeline.Task) -> dict[str, Any]:
+    def perform(self, task: JobRequest) -> dict[str, Any]:
         """Take the document, run the pipeline, publish; return a summary for RQ's result."""
         self._check()
         with contextlib.closing(store.connect(self.settings)) as client:
@@ -60,7 +61,7 @@ class Run:
         log.info("job %s: document %s is ready: %s", self.job.id, task.doc_id, summary)
         return summary
 
-    def _process(self, task: pipeline.Task, exams: store.ExamStore, document: store.OwnedDocument) -> dict[str, Any]:
+    def _process(self, task: JobRequest, exams: store.ExamStore, document: store.OwnedDocument) -> dict[str, Any]:
         stop, cost = threading.Event(), generation.Cost()
         services = pipeline.Services(
             client=gemini.connect(self.settings, self.job.connection),
@@ -91,7 +92,7 @@ class Run:
         document.publish(exam.questions, self._published_fields(task, exam), self._check)
         return {"question_count": len(exam.questions), "usage": cost.summary()}
 
-    def _published_fields(self, task: pipeline.Task, exam: pipeline.Exam) -> dict[str, Any]:
+    def _published_fields(self, task: JobRequest, exam: pipeline.Exam) -> dict[str, Any]:
         return {
             "systemPromptId": task.system_prompt_id,
             "customPromptId": task.custom_prompt_id,

@@ -19,6 +19,7 @@ from superexam_rq import errors, gemini, generation, pdf, questions, uploads
 from superexam_rq.caller_schema import CallerSchema, SchemaError
 from superexam_rq.config import Settings
 from superexam_rq.progress import Progress
+from superexam_rq.request import JobRequest
 from superexam_rq.store import Prompts
 
 log = logging.getLogger(__name__)
@@ -48,19 +49,6 @@ above" or a choice that names other choices. `correctAnswers` holds every right 
 gives it away. The explanation says in at most two sentences why it is right, without naming choices by letter."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """Say what to make an exam of; the fields of `queueing.JobRequest`."""
-
-    doc_id: str
-    system_prompt_id: str
-    custom_prompt_id: str
-    schema: dict[str, Any] | str | None = None
-    pages: str | None = None
-    max_questions: int | None = None
-    model: str | None = None
-
-
 @dataclass(frozen=True)
 class Services:
     """Hold what a run talks to while it generates."""
@@ -80,7 +68,7 @@ class Exam:
 
 
 def make_exam(
-    task: Task,
+    task: JobRequest,
     document: Mapping[str, Any],
     *,
     prompts: Prompts,
@@ -148,7 +136,7 @@ def make_exam(
     )
 
 
-def _ask(task: Task, prompts: Prompts, schema: CallerSchema | None, settings: Settings) -> generation.Ask:
+def _ask(task: JobRequest, prompts: Prompts, schema: CallerSchema | None, settings: Settings) -> generation.Ask:
     def prompt(count: int) -> str:
         return ASK.format(custom=prompts.custom, count=count) + (CHOICES if schema is None else schema.prompt_notes)
 
@@ -157,7 +145,7 @@ def _ask(task: Task, prompts: Prompts, schema: CallerSchema | None, settings: Se
     return generation.Ask(task.model or settings.gemini_model, system, prompt, response_schema)
 
 
-def _schema(task: Task) -> CallerSchema | None:
+def _schema(task: JobRequest) -> CallerSchema | None:
     if task.schema is None:
         return None
     try:

@@ -36,6 +36,7 @@ from superexam_rq import metrics
 from superexam_rq.config import Settings
 from superexam_rq.errors import ConfigError
 from superexam_rq.lifecycle import DOCUMENT_KEY_TTL, LIVE, ExamJob, document_key, retry_step
+from superexam_rq.request import JobRequest
 
 Command = tuple[Any, ...]
 
@@ -169,19 +170,6 @@ def away(error: RedisError) -> str | None:
     if isinstance(error, RedisConnectionError):
         return "Redis can't be reached"
     return _REFUSALS["NOPERM"] if "ACL failure in script" in text else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobRequest:
-    """Say what to process: ids and options, never a document's content."""
-
-    doc_id: str
-    system_prompt_id: str
-    custom_prompt_id: str
-    schema: dict[str, Any] | str | None = None
-    pages: str | None = None
-    max_questions: int | None = None
-    model: str | None = None
 
 
 @dataclass(kw_only=True)

@@ -12,7 +12,8 @@ from typing import Any
 from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validate
 
 from superexam_rq.caller_schema import CallerSchema, SchemaError
-from superexam_rq.queueing import STATUS_NAMES, JobRequest
+from superexam_rq.queueing import STATUS_NAMES
+from superexam_rq.request import JobRequest
 
 # Firestore: at most 1,500 bytes, no slash, not `.`, `..` or `__…__`. The website's ids are of 20 letters and digits.
 _FORBIDDEN_ID = re.compile(r"\.\.?|__.*__")

@@ -13,7 +13,8 @@ from fakeredis import FakeRedis
 from superexam_rq import lifecycle
 from superexam_rq.config import Settings
 from superexam_rq.events import MAX_LISTENERS, Hub, TooManyListeners, event_id
-from superexam_rq.queueing import JobObject, JobQueue, JobRequest
+from superexam_rq.queueing import JobObject, JobQueue
+from superexam_rq.request import JobRequest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from marshmallow import ValidationError
 
-from superexam_rq.queueing import JobRequest
+from superexam_rq.request import JobRequest
 from superexam_rq.schemas import JobListQuerySchema, SubmissionSchema
 
 IDS: dict[str, Any] = {"doc_id": "doc", "system_prompt_id": "sys", "custom_prompt_id": "cus"}

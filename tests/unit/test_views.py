@@ -22,7 +22,8 @@ from superexam_rq import lifecycle
 from superexam_rq.app import create_app
 from superexam_rq.config import Settings
 from superexam_rq.events import event_id
-from superexam_rq.queueing import JobQueue, JobRequest
+from superexam_rq.queueing import JobQueue
+from superexam_rq.request import JobRequest
 
 BODY: dict[str, Any] = {"doc_id": "doc", "system_prompt_id": "sys", "custom_prompt_id": "cus"}
 Build = Callable[..., FlaskClient]

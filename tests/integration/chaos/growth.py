@@ -16,7 +16,8 @@ from collections import Counter
 from pathlib import Path
 
 from superexam_rq import lifecycle
-from superexam_rq.queueing import JobQueue, JobRequest
+from superexam_rq.queueing import JobQueue
+from superexam_rq.request import JobRequest
 from tests import pdfs
 from tests.stack import Stack, eventually, stack
 
