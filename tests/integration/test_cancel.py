@@ -145,6 +145,7 @@ def test_a_pending_job_s_document_is_put_back(service: Stack, jobs: JobQueue, mo
     assert service.fields("settled")["status"] == "uploaded"
 
 
+@pytest.mark.slow
 def test_a_cancelled_job_whose_worker_vanished_is_not_run_again(service: Stack, jobs: JobQueue, worker: str) -> None:
     """The request is found when the worker's death is noticed."""
     job_id = _queue_up(service, "twice-gone")

@@ -40,7 +40,7 @@ def kept(service: Stack) -> int:
     return sum(1 for _ in service.redis.scan_iter("superexam:batch:*"))
 
 
-@pytest.mark.parametrize("what", ["horse", "worker"])
+@pytest.mark.parametrize("what", ["horse", pytest.param("worker", marks=pytest.mark.slow)])
 def test_a_killed_run_is_paid_for_once(service: Stack, what: str) -> None:
     """After k of n batches the next run makes exactly n - k calls, whether the horse or the whole worker died."""
     doc_id = f"killed-{what}"

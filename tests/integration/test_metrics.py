@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 import requests
 
 from superexam_rq.sandbox.gemini import Fault
@@ -35,6 +36,7 @@ def test_a_job_is_counted_from_submission_to_end(service: Stack) -> None:
     assert _rise(service, before, "superexam_job_retries_total") == 0
 
 
+@pytest.mark.slow
 def test_a_retry_is_counted_with_what_it_saves(service: Stack) -> None:
     """A job whose second batch fails for a whole run is one job and one retry; the first batch is a checkpoint hit."""
     before = load.scrape(service)

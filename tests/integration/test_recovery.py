@@ -166,6 +166,7 @@ def test_a_worker_that_comes_back_from_a_pause_harms_nothing(service: Stack, wor
     assert check_exam(service, "paused") == exam
 
 
+@pytest.mark.slow
 def test_a_time_out_is_retried_though_the_scheduler_was_killed(service: Stack) -> None:
     """Retries that fell due while no worker ran start as soon as one does, the scheduler's lock notwithstanding."""
     service.gemini.latency = 30.0
