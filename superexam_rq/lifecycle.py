@@ -407,16 +407,21 @@ def finish_cancelled(job: ExamJob, queue: Queue, settings: Settings, execution: 
 # What a caller may ask for
 
 
+def _watched(queue: Queue, job_id: str, pipe: Pipeline) -> ExamJob:
+    """Return a job as it is; the transaction fails if it changes."""
+    pipe.watch(Job.key_for(job_id))
+    try:
+        return fetch(queue, job_id, pipe)
+    except NoSuchJobError:
+        raise NotFound(job_id) from None
+
+
 def cancel(jobs: Jobs, job_id: str) -> Cancelling:
     """Cancel a job, and return how far that is; raises `NotFound`, `NotCancellable`."""
     queue, settings = jobs.queue, jobs.settings
 
     def step(pipe: Pipeline) -> Cancelling:
-        pipe.watch(Job.key_for(job_id))
-        try:
-            job = fetch(queue, job_id, pipe)
-        except NoSuchJobError:
-            raise NotFound(job_id) from None
+        job = _watched(queue, job_id, pipe)
         if _status(job) not in LIVE:
             raise NotCancellable(job_id)
         pipe.multi()
@@ -440,11 +445,7 @@ def retry(jobs: Jobs, job_id: str) -> None:
     queue, settings = jobs.queue, jobs.settings
 
     def step(pipe: Pipeline) -> None:
-        pipe.watch(Job.key_for(job_id))
-        try:
-            job = fetch(queue, job_id, pipe)
-        except NoSuchJobError:
-            raise NotFound(job_id) from None
+        job = _watched(queue, job_id, pipe)
         if _status(job) not in {JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED}:
             raise NotRetryable(job_id)
         key = document_key(settings, job.doc_id)

@@ -18,6 +18,7 @@ from superexam_rq.config import Settings
 from superexam_rq.gemini import MAX_PDF, GeminiSlow, ModelAnswer, ModelRequest, Outcome, RequestAdapted, Usage
 from superexam_rq.generation import Ask, BatchResult, Cost, Generation, Source, generate
 from superexam_rq.prices import estimate
+from tests.clocks import HastyEvent
 
 Reply = ModelAnswer | Exception
 Script = Callable[[tuple[int, ...], int, str], Reply]
@@ -78,18 +79,6 @@ class Kept(dict[str, Checkpoint]):
         self[name] = checkpoint
 
 
-class Stop(threading.Event):
-    """A stop whose waits are noted and over at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.waits: list[float] = []
-
-    def wait(self, timeout: float | None = None) -> bool:
-        self.waits.append(timeout or 0.0)
-        return self.is_set()
-
-
 class Bench:
     """One run after the other on the same document, with the same checkpoints."""
 
@@ -99,7 +88,7 @@ class Bench:
         self.pace, self.kept = Pace(), Kept()
         self.cuts: list[tuple[int, ...]] = []
         self.progress: list[tuple[int, int]] = []
-        self.stop, self.cost = Stop(), Cost()
+        self.stop, self.cost = HastyEvent(), Cost()
         self.cut: Callable[[Sequence[int]], bytes] = self.note_cut
 
     def note_cut(self, pages: Sequence[int]) -> bytes:
@@ -108,7 +97,7 @@ class Bench:
 
     def run(self, *batches: Sequence[int], watch: Callable[[int, int], None] | None = None, **more: Any) -> Generation:
         """Run once, with a new stop and a new account."""
-        self.stop, self.cost = Stop(), Cost()
+        self.stop, self.cost = HastyEvent(), Cost()
         self.model.calls.clear()
         ask = Ask("gemini-flash-latest", "system", lambda count: f"Ask about {count} pages", {"type": "object"})
         return generate(
