@@ -35,6 +35,7 @@ graceful_timeout = 30
 keepalive = 65
 loglevel = _settings.log_level.lower()
 # Requests are logged by the application, which knows caller and job.
+logger_class = "superexam_rq.server.ServerLogger"
 logconfig_dict = logs.config(_settings)
 
 

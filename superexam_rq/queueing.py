@@ -1,4 +1,4 @@
-"""The client side of RQ: connect, enqueue, look at jobs. No Flask, no Firestore, no Gemini.
+"""The client side of RQ: connect, enqueue (in `submission`), look at jobs. No Flask, no Firestore, no Gemini.
 
 RQ's job hash is the truth about a job. What the service adds to it lies in the job's `meta` (one JSON blob that
 only the running horse writes, or the worker's parent once the horse is dead): document, attempt, progress, step,
@@ -8,11 +8,7 @@ the job object of the HTTP contract. Cancelling and retrying is in `lifecycle`.
 
 from __future__ import annotations
 
-import enum
-import hashlib
-import json
 import time
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -20,28 +16,22 @@ from typing import Any
 import rq.defaults
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.client import Pipeline
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry as RedisRetry
 from rq import Queue
-from rq.job import Job, JobStatus, Retry
+from rq.job import Job, JobStatus
 from rq.registry import ScheduledJobRegistry
 from rq.serializers import JSONSerializer
 from rq.utils import as_text, utcparse
 from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
-from superexam_rq import metrics
 from superexam_rq.config import Settings
 from superexam_rq.errors import ConfigError
-from superexam_rq.lifecycle import DOCUMENT_KEY_TTL, LIVE, ExamJob, document_key, retry_step
+from superexam_rq.lifecycle import LIVE, ExamJob, retry_step
 from superexam_rq.request import JobRequest
-
-Command = tuple[Any, ...]
-
-# What RQ imports by name to run a job; the horse resolves it, so that the API never imports the pipeline.
-PROCESS = "superexam_rq.jobs.process"
+from superexam_rq.submission import Submission, Submitter
 
 # Together with the rate limit's own trip (auth) a caller is answered within 2 s, also where Redis hangs.
 CONNECT_SECONDS = 0.5
@@ -76,41 +66,6 @@ _REFUSALS = {
     "NOPERM": "Redis lets this user not do that: see the ACL in deploy",
     "DENIED": "Redis is in protected mode",
 }
-
-# Decide and write in one trip. KEYS: the document's key, the idempotency key (or the document's again: unused).
-# ARGV: prefix of job keys, live statuses, seconds and digest for the idempotency key (digest empty: unused), the new
-# job's id, and two lists of commands that redis-py recorded: those that make the job, and those that count that there
-# is one. A list begins with the number of its words, a command with its own.
-_SUBMIT = """
-local jobs, live, ttl, digest, id = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-if digest ~= '' then
-    local known = redis.call('HMGET', KEYS[2], 'body', 'outcome', 'job_id')
-    if known[1] then
-        if known[1] ~= digest then return {'reused', ''} end
-        return {known[2], known[3]}
-    end
-end
-local outcome, at = 'created', 6
-local holder = redis.call('GET', KEYS[1])
-if holder then
-    local status = redis.call('HGET', jobs .. holder, 'status')
-    if status and string.find(live, ' ' .. status .. ' ', 1, true) then
-        outcome, id, at = 'exists', holder, at + 1 + tonumber(ARGV[at])
-    end
-end
-local last = at + tonumber(ARGV[at])
-at = at + 1
-while at <= last do
-    local words = tonumber(ARGV[at])
-    redis.call(unpack(ARGV, at + 1, at + words))
-    at = at + words + 1
-end
-if digest ~= '' then
-    redis.call('HSET', KEYS[2], 'body', digest, 'outcome', outcome, 'job_id', id)
-    redis.call('EXPIRE', KEYS[2], ttl)
-end
-return {outcome, id}
-"""
 
 # Count and page in one trip, newest first; forget jobs whose hash has expired. KEYS: the index. ARGV: prefix of job
 # keys, the statuses wanted, the document wanted (each empty: any), offset, limit.
@@ -206,32 +161,6 @@ class Health:
     workers: int
 
 
-class Outcome(enum.Enum):
-    """Say what came of a submission."""
-
-    CREATED = "created"
-    EXISTS = "exists"
-    KEY_REUSED = "reused"
-
-
-@dataclass(frozen=True)
-class Submission:
-    """Say what came of a submission, and which job stands for it (none if the key was used for another body)."""
-
-    outcome: Outcome
-    job_id: str
-
-
-def retry_intervals(settings: Settings) -> list[int]:
-    """Return one interval in seconds for each retry: the last is repeated, the rest unused.
-
-    RQ itself repeats the first (`rq.job.Job.get_retry_interval`), so it is given a list of the right length.
-    """
-    given = list(settings.retry_intervals)
-    wanted = settings.max_retry_attempts
-    return (given + given[-1:] * wanted)[:wanted]
-
-
 class JobQueue:
     """Put jobs into the one named queue and look at them."""
 
@@ -241,11 +170,8 @@ class JobQueue:
         self.clock = clock
         self.queue = Queue(settings.queue_name, connection=connection, job_class=ExamJob, serializer=JSONSerializer)
         self.scheduled = ScheduledJobRegistry(queue=self.queue)
-        self._submit = connection.register_script(_SUBMIT)
-        self._live = _words(LIVE)
+        self._submitter = Submitter(self.queue, settings)
         self._index = settings.key("jobs")
-        self._count_queued = self._counting("queued")
-        self._count_duplicate = self._counting("duplicate")
         self._list = connection.register_script(_LIST)
 
     def enqueue(
@@ -253,52 +179,9 @@ class JobQueue:
     ) -> Submission:
         """Queue a job for a document, or find the one that lives; with a known key, tell the first answer again.
 
-        One trip, and atomic: RQ's own commands for the job are recorded, and a script runs them only where no
-        other job of the document lives. Keys are kept apart by `caller`, and live as long as an ended job.
+        One trip, and atomic (`submission`). Raises redis' errors.
         """
-        settings = self.settings
-        job = self._create(request)
-        holder_key = document_key(settings, request.doc_id)
-        with self.connection.pipeline() as record:
-            self.queue.enqueue_job(job, pipeline=record, at_front=at_front)
-            made = _recorded(record)
-        made += [
-            ("HSET", job.key, "doc_id", request.doc_id),
-            ("SET", holder_key, job.id, "EX", DOCUMENT_KEY_TTL),
-            ("ZADD", self._index, job.created_at.timestamp(), job.id),
-            ("EXPIRE", self._index, DOCUMENT_KEY_TTL),
-            *self._count_queued,
-        ]
-        digest, key = "", holder_key
-        if idempotency_key:
-            body = json.dumps([asdict(request), at_front], sort_keys=True)
-            digest = hashlib.sha256(body.encode()).hexdigest()
-            name = json.dumps([caller, idempotency_key])
-            key = settings.key("idempotency", hashlib.sha256(name.encode()).hexdigest())
-        header = (Job.key_for(""), self._live, settings.job_ttl, digest, job.id)
-        args = [*header, *_flat(made), *_flat(self._count_duplicate)]
-        outcome, job_id = self._submit(keys=[holder_key, key], args=args)
-        return Submission(Outcome(as_text(outcome)), as_text(job_id))
-
-    def _counting(self, outcome: str) -> list[Command]:
-        with self.connection.pipeline() as record:
-            metrics.record_submission(record, outcome)
-            return _recorded(record)
-
-    def _create(self, request: JobRequest) -> Job:
-        settings = self.settings
-        retries = settings.max_retry_attempts
-        return self.queue.create_job(
-            PROCESS,
-            kwargs=vars(request),
-            job_id=str(uuid.uuid4()),
-            description=f"document {request.doc_id}",
-            timeout=settings.job_timeout,
-            result_ttl=settings.job_ttl,
-            failure_ttl=settings.job_ttl,
-            retry=Retry(max=retries, interval=retry_intervals(settings)) if retries else None,
-            meta={"doc_id": request.doc_id, "max_attempts": 1 + retries},
-        )
+        return self._submitter.submit(request, at_front=at_front, caller=caller, idempotency_key=idempotency_key)
 
     def snapshot(self, job_id: str) -> JobObject | None:
         """Return the job object, or None for an unknown job; one trip."""
@@ -380,17 +263,6 @@ class JobQueue:
             pipe.smembers(WORKERS_BY_QUEUE_KEY % self.queue.name)
             queued, workers = pipe.execute()
         return Health(int(queued), int(self.connection.exists(*workers)) if workers else 0)
-
-
-def _recorded(pipe: Pipeline) -> list[Command]:
-    """Return the commands that a pipeline would send."""
-    return [words for words, _ in pipe.command_stack]
-
-
-def _flat(commands: Sequence[Command]) -> list[Any]:
-    """Return a list of commands as the script reads it."""
-    words = [word for command in commands for word in (len(command), *command)]
-    return [len(words), *words]
 
 
 def _words(statuses: Iterable[JobStatus]) -> str:

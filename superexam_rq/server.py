@@ -11,6 +11,7 @@ import socket
 from http import HTTPStatus
 from typing import Any
 
+from gunicorn.glogging import Logger
 from gunicorn.workers.gthread import ThreadWorker
 
 from superexam_rq.events import Hub
@@ -31,6 +32,13 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: BaseException) -> None:
         """Answer a request that could not be read."""
         super().handle_error(req, _OneShape(client), addr, exc)
+
+
+class ServerLogger(Logger):  # type: ignore[misc]  # gunicorn has no types
+    """Log what the server itself has to say; of requests the application does."""
+
+    def access(self, *_: Any) -> None:
+        """Do nothing, where gunicorn would put a line together for a logger that is silent."""
 
 
 class _OneShape:

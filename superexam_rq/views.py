@@ -18,9 +18,10 @@ from werkzeug.routing import BaseConverter
 from superexam_rq import __version__, auth, bodies, lifecycle, logs, metrics, queueing
 from superexam_rq.config import Settings
 from superexam_rq.events import Hub, TooManyListeners, event_id, has_ended
-from superexam_rq.queueing import JobQueue, Outcome
+from superexam_rq.queueing import JobQueue
 from superexam_rq.schemas import JobListQuerySchema, JobSchema, SubmissionSchema, error_code
 from superexam_rq.settling import Settler
+from superexam_rq.submission import Outcome
 
 log = logging.getLogger(__name__)
 

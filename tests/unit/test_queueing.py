@@ -25,8 +25,9 @@ from rq.job import Job, JobStatus
 from superexam_rq.config import Settings
 from superexam_rq.errors import ConfigError
 from superexam_rq.lifecycle import LIVE
-from superexam_rq.queueing import JobQueue, Outcome, away, check_key_prefix, retry_intervals
+from superexam_rq.queueing import JobQueue, away, check_key_prefix
 from superexam_rq.request import JobRequest
+from superexam_rq.submission import Outcome, retry_intervals
 
 NOW = 1_800_000_000.0
 
