@@ -4,7 +4,7 @@ Run by hand on a quiet machine, with Debian's package wrk::
 
     python -m tests.bench.bench_http            # the table below, a few minutes
     python -m tests.bench.bench_http --listeners  # submissions beside 100 event streams
-    python -m tests.bench.bench_http --threads    # how many processes and threads
+    python -m tests.bench.bench_http --at-once    # how many processes, and requests worked on at once in each
 
 Real gunicorn with deploy/gunicorn.conf.py, a real Redis-protocol server, wrk: they share the machine's cores, so
 absolute figures hold for one machine and day, and only ratios within one run are to be compared. The units are (a) a
@@ -53,6 +53,16 @@ from flask import Flask, jsonify
 app = Flask("bare")
 app.add_url_rule("/", "hello", lambda: jsonify(hello="world"))
 app.extensions["hub"] = None
+"""
+
+WORKERS = """
+import os
+
+from superexam_rq.server import ApiWorker
+
+
+class Worker(ApiWorker):
+    at_once = int(os.environ["AT_ONCE"])
 """
 
 SUBMIT = """
@@ -249,26 +259,30 @@ def listening(api: str, count: int) -> Iterator[None]:
             answer.close()
 
 
-def choose_threads(found: Bench, console: Console) -> None:
-    """Measure submissions with several numbers of processes and threads; the rounds take turns."""
-    choices = ((1, 4), (1, 116), (2, 4), (2, 16), (2, 116), (3, 16), (4, 16))
+def choose_at_once(found: Bench, console: Console) -> None:
+    """Measure submissions with several numbers of processes and of requests at once; the rounds take turns."""
+    choices = ((1, 1), (1, 2), (1, 4), (1, 116), (2, 1), (2, 2), (2, 4), (2, 116), (3, 2))
+    (found.folder / "workers.py").write_text(WORKERS)
     urls = {
-        (processes, threads): found.serve(
-            f"api-{processes}-{threads}", "--workers", str(processes), "--threads", str(threads)
+        (processes, at_once): found.serve(
+            f"api-{processes}-{at_once}",
+            *("--workers", str(processes), "--worker-class", "workers.Worker"),
+            AT_ONCE=str(at_once),
+            PYTHONPATH=f"{ROOT}:{found.folder}",
         )
-        for processes, threads in choices
+        for processes, at_once in choices
     }
     runs: dict[tuple[int, int, int], list[Figures]] = defaultdict(list)
-    for _ in range(ROUNDS):
-        for (processes, threads), url in urls.items():
-            for connections in (1, 32):
+    for _ in range(2 * ROUNDS):
+        for (processes, at_once), url in urls.items():
+            for connections in CONNECTIONS:
                 found.empty()
-                runs[processes, threads, connections].append(found.wrk(url, connections, SUBMIT))
-    table = Table("processes", "threads", "conn.", "req/s", "p50 ms", "p95", "p99")
-    for (processes, threads, connections), figures in sorted(runs.items()):
+                runs[connections, processes, at_once].append(found.wrk(url, connections, SUBMIT, 1))
+    table = Table("conn.", "processes", "at once", "req/s", "p50 ms", "p95", "p99", "CPU ms")
+    for (connections, processes, at_once), figures in sorted(runs.items()):
         one = median(figures)
-        times = (f"{one.p50:.2f}", f"{one.p95:.2f}", f"{one.p99:.2f}")
-        table.add_row(str(processes), str(threads), str(connections), f"{one.rate:.0f}", *times)
+        times = (f"{one.p50:.2f}", f"{one.p95:.2f}", f"{one.p99:.2f}", f"{one.cpu_ms:.2f}")
+        table.add_row(str(connections), str(processes), str(at_once), f"{one.rate:.0f}", *times)
     console.print(table)
 
 
@@ -277,14 +291,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("--listeners", action="store_true", help="submissions beside 100 event streams")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--threads", action="store_true", help="several numbers of processes and threads")
+    parser.add_argument("--at-once", action="store_true", help="several numbers of processes, and of requests at once")
     chosen = parser.parse_args()
     with bench() as found:
         console = Console(width=110)
         if chosen.listeners:
             with_listeners(found, console)
-        elif chosen.threads:
-            choose_threads(found, console)
+        elif chosen.at_once:
+            choose_at_once(found, console)
         else:
             compare(found, console, chosen.rounds)
 

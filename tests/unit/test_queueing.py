@@ -27,7 +27,7 @@ from superexam_rq.errors import ConfigError
 from superexam_rq.lifecycle import LIVE
 from superexam_rq.queueing import JobQueue, away, check_key_prefix
 from superexam_rq.request import JobRequest
-from superexam_rq.submission import Outcome, retry_intervals
+from superexam_rq.submission import Outcome
 
 NOW = 1_800_000_000.0
 
@@ -386,13 +386,6 @@ class TestAway:
     def test_an_error_of_ours_is_not_hidden(self) -> None:
         """A wrong command is a defect, not an outage."""
         assert away(ResponseError("WRONGTYPE Operation against a key")) is None
-
-
-def test_the_last_interval_is_repeated_and_the_rest_unused() -> None:
-    """RQ is given one interval for each retry."""
-    assert retry_intervals(Settings(max_retry_attempts=5, retry_intervals=(1, 2))) == [1, 2, 2, 2, 2]
-    assert retry_intervals(Settings(max_retry_attempts=1, retry_intervals=(1, 2))) == [1]
-    assert retry_intervals(Settings(max_retry_attempts=0)) == []
 
 
 def test_another_key_prefix_than_rqs_is_refused() -> None:
