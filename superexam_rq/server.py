@@ -24,6 +24,8 @@ from superexam_rq.schemas import error_code
 
 # A request that takes longer is not counted: an event stream, or a Redis that does not answer.
 SLOW_SECONDS = 0.01
+# With requests waiting, a process takes its next connection so much later.
+CROWDED_SECONDS = 0.001
 # A thread waits so long for the next request on the connection that it has just served.
 NEXT_REQUEST_MS = 1
 
@@ -40,12 +42,18 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         super().__init__(*args, **options)
         self._waiting: deque[Any] = deque()
         self._started: dict[Any, float] = {}
+        self._accepted = 0.0
 
     def run(self) -> None:
         """Serve, with what is loaded by now left out of the garbage collector's rounds (30 ms each, else)."""
         gc.collect()
         gc.freeze()
         super().run()
+
+    def accept(self, listener: socket.socket) -> None:
+        """Take a connection."""
+        self._accepted = time.monotonic()
+        super().accept(listener)
 
     def enqueue_req(self, conn: Any) -> None:
         """Have a connection's request answered, soon."""
@@ -60,6 +68,9 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         """Do what is next to do; meanwhile what waits does not wait for a slow one."""
+        # While a request waits here, another process may be free for the next connection.
+        crowded = bool(self._waiting) and time.monotonic() - self._accepted < CROWDED_SECONDS
+        self.set_accept_enabled(self._accepting and not crowded)
         super().wait_for_and_dispatch_events(SLOW_SECONDS if self._waiting else timeout)
         self._start()
 
