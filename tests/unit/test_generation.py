@@ -337,18 +337,19 @@ def refuse(cut: Callable[[Sequence[int]], bytes], *damaged: int) -> Callable[[Se
 
 
 def test_answers_are_handed_over_as_they_come() -> None:
-    """While the second batch is still asked for, the first is being worked on."""
+    """While the second batch is still asked for, the others are being worked on."""
     taken: list[BatchResult] = []
-    there = threading.Event()
+    others_taken = threading.Event()
 
     def script(pages: tuple[int, ...], turn: int, prompt: str) -> Reply:
         if pages == (2,):
-            assert there.wait(10)
+            assert others_taken.wait(10)
         return answer(pages)
 
     def take(result: BatchResult) -> None:
         taken.append(result)
-        there.set()
+        if len(taken) == 2:
+            others_taken.set()
 
     generation = Bench(script).run((1,), (2,), (3,), take=take)
     assert [result.pages for result in taken][-1] == (2,)
