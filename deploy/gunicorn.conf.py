@@ -1,9 +1,10 @@
-"""gunicorn's settings: few processes, many threads, since a request waits for Redis and computes little.
+"""gunicorn's settings: two processes, many threads, of which few work at a time.
 
-Measured with `python -m tests.bench.bench_http --threads` on two cores that Redis and the load shared: from 4 to 116
-threads submissions differed by less than two runs of one setting (1,600 to 1,900 a second at 32 connections with two
-processes), so the number follows from the event streams alone; a third process on two cores made them slower (740 to
-1,200). With more cores: GUNICORN_CMD_ARGS="--workers N". 100 open streams left p99 of submissions as it was.
+Measured with `python -m tests.bench.bench_http --at-once`, submissions to two processes on two cores that Redis and
+the load shared: with two requests worked on at once in each process (`superexam_rq.server`), p99 was half of what it
+was without that bound, at 8 connections (6.7 against 12.8 ms) and at 32 (23 against 49 ms), and the rate a fifth
+higher. One or four at once did about as well as two, a third process did not help. With more cores:
+GUNICORN_CMD_ARGS="--workers N". 100 open event streams left p99 as it was (`--listeners`: 0.95 times its idle value).
 """
 
 import os

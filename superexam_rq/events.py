@@ -33,7 +33,7 @@ MAX_LISTENERS = 100
 HEARTBEAT_SECONDS = 15.0
 # How late a change may be seen that nobody announced.
 POLL_SECONDS = 2.0
-# Many changes at once, such as a restart of all workers, are read in one trip.
+# Looks are so far apart: many changes at once, such as a restart of all workers, are read in few trips.
 _GATHER_SECONDS = 0.03
 _IDLE_SECONDS = 30.0
 _RECONNECT_SECONDS = 1.0
@@ -178,9 +178,9 @@ class Hub:
         idle_since = time.monotonic()
         with self._jobs.connection.pubsub(ignore_subscribe_messages=True) as subscription:
             subscription.subscribe(self._channel)
-            next_look = 0.0
+            looked = next_look = 0.0
             while not self._closed.is_set():
-                announced = self._announced(subscription, next_look)
+                announced = self._announced(subscription, next_look, looked + _GATHER_SECONDS)
                 with self._lock:
                     watched = list(self._listeners)
                     if not watched and time.monotonic() - idle_since >= _IDLE_SECONDS:
@@ -188,22 +188,22 @@ class Hub:
                         return True
                 if watched:
                     idle_since = time.monotonic()
-                if time.monotonic() >= next_look:
-                    next_look = time.monotonic() + POLL_SECONDS
+                looked = time.monotonic()
+                if looked >= next_look:
+                    next_look = looked + POLL_SECONDS
                     self._tell_changes(watched)
                 else:
                     self._tell_changes([job_id for job_id in watched if job_id in announced])
         return False
 
     @staticmethod
-    def _announced(subscription: PubSub, until: float) -> set[str]:
-        """Return the jobs announced as changed: waits for the first, until a moment, and then for a few more."""
+    def _announced(subscription: PubSub, until: float, not_before: float) -> set[str]:
+        """Return the jobs announced as changed: waits for the first, until a moment, and for others `not_before`."""
         announced: set[str] = set()
         message: Any = subscription.get_message(timeout=max(0.0, until - time.monotonic()))
-        until = time.monotonic() + _GATHER_SECONDS
         while message is not None:
             announced.add(as_text(message["data"]))
-            message = subscription.get_message(timeout=max(0.0, until - time.monotonic()))
+            message = subscription.get_message(timeout=max(0.0, not_before - time.monotonic()))
         return announced
 
     def _tell_changes(self, job_ids: list[str]) -> None:

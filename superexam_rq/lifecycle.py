@@ -171,7 +171,7 @@ def is_live(status: bytes | str | None) -> bool:
     return status is not None and JobStatus(as_text(status)) in LIVE
 
 
-def announce(connection: Redis, settings: Settings, job_id: str) -> None:
+def announce(connection: Redis | Pipeline, settings: Settings, job_id: str) -> None:
     """Tell whoever listens that a job has changed."""
     connection.publish(settings.key("events"), job_id)
 
@@ -243,6 +243,7 @@ def claim(
         if job.enqueued_at and not mine:
             metrics.record_start(pipe, wait=(now() - job.enqueued_at).total_seconds(), attempt=job.attempt)
         note(pipe)
+        announce(pipe, settings, job.id)
         return execution
 
     return transaction(queue.connection, step)

@@ -16,6 +16,7 @@ import requests
 
 from superexam_rq import lifecycle
 from superexam_rq.queueing import JobQueue, connect
+from superexam_rq.sandbox.gemini import Fault
 from tests import acl, pdfs
 from tests.stack import Stack, eventually, stack
 
@@ -81,14 +82,15 @@ def test_a_stream_tells_a_job_from_the_queue_to_its_end(service: Stack) -> None:
     job_id = service.submit("followed").json()["job_id"]
     listening = Listening(service, job_id)
     eventually(lambda: listening.events, "the first state")
+    service.gemini.script(Fault.wait(0.5))
     service.start_worker("worker-1")
-    listening.wait_for_end()
-    assert listening.statuses()[0] == "pending"
-    assert listening.statuses()[-1] == "completed"
-    assert "processing" in listening.statuses()
+    try:
+        listening.wait_for_end()
+    finally:
+        service.children.stop("worker-1")
+    assert listening.statuses() == ["pending", "processing", "completed"]
     assert listening.events[-1] == service.job(job_id)
     assert len(set(listening.ids)) == len(listening.ids) == len(listening.events)
-    service.children.stop("worker-1")
 
 
 def test_a_stream_is_resumed_where_it_broke_off(service: Stack, jobs: JobQueue) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import re
@@ -94,6 +95,31 @@ def test_a_submission_is_answered_within_a_second(api: Stack) -> None:
     begun = time.monotonic()
     assert api.submit("quick").status_code == 202
     assert time.monotonic() - begun < 1
+
+
+def test_silent_and_slow_connections_hold_nobody_up(api: Stack) -> None:
+    """Few requests are worked on at a time, but one that waits for its client is not counted."""
+    with contextlib.ExitStack() as slow:
+        for number in range(40):
+            connection = slow.enter_context(socket.create_connection(("127.0.0.1", api.port), timeout=10))
+            if number % 2:
+                connection.sendall(HEAD + b"Content-Length: 100\r\n\r\n{")
+        for number in range(10):
+            begun = time.monotonic()
+            assert api.submit(f"beside-slow-{number}").status_code == 202
+            assert time.monotonic() - begun < 1
+
+
+def test_requests_that_follow_at_once_are_all_answered(api: Stack) -> None:
+    """In their order, whether they come one by one on a connection or all together."""
+    together = b"".join(b"GET /jobs/none-%d HTTP/1.1\r\nHost: localhost\r\n\r\n" % number for number in range(5))
+    with socket.create_connection(("127.0.0.1", api.port), timeout=10) as connection:
+        connection.sendall(together + b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        told = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert re.findall(rb"^HTTP/1.1 (\d+)", told, re.MULTILINE) == [b"404"] * 5 + [b"200"]
+    with requests.Session() as session:
+        answers = [session.get(f"{api.url}/jobs/none-{number}", timeout=10).status_code for number in range(50)]
+    assert answers == [404] * 50
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["of a stated length", "in chunks"])
