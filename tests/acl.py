@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from redis import Redis
 
@@ -22,7 +23,6 @@ def restrict(redis: Redis) -> str:
     return f"redis://{NAME}:{URL_PASSWORD}@127.0.0.1:{port}/0"
 
 
-def violations(redis: Redis) -> list[object]:
+def violations(redis: Redis) -> list[Any]:
     """Return what the user tried and may not do."""
-    found: list[object] = redis.execute_command("ACL", "LOG")
-    return found
+    return [entry for entry in redis.execute_command("ACL", "LOG") if entry["username"] == NAME]

@@ -1,6 +1,7 @@
 """The whole service on free ports, for integration tests: real gunicorn, real `rq worker`, real protocols.
 
-Nothing of it is patched: tests set its environment, break its parts and look at it as its users would.
+Nothing of it is patched: tests set its environment, break its parts and look at it as its users would. To Redis it
+comes as the user of the ACL file, who may touch nothing but the service's keys and channels.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from superexam_rq.config import Settings
 from superexam_rq.sandbox.firestore import FirestoreServer
 from superexam_rq.sandbox.gemini import GeminiServer
 from superexam_rq.sandbox.processes import Children, free_port
+from tests import acl
 
 T = TypeVar("T")
 
@@ -54,7 +56,8 @@ class Stack:
         self.uploads = folder / "uploads"
         self.uploads.mkdir()
         self.port = free_port()
-        self.redis_url = f"redis://127.0.0.1:{redis.port}/0"
+        self.redis = Redis(port=redis.port)
+        self.redis_url = acl.restrict(self.redis)
         self.environment = _bare_environment() | {
             "REDIS_URL": self.redis_url,
             "FIRESTORE_EMULATOR_HOST": firestore_server.address,
@@ -68,7 +71,6 @@ class Stack:
             "PYTHONPATH": str(ROOT),
         }
         self.children = Children(self.environment, folder)
-        self.redis = Redis.from_url(self.redis_url)
         self.db = firestore_client(firestore_server.address)
         self.url = f"http://127.0.0.1:{self.port}"
         self.http = requests.Session()
@@ -217,5 +219,6 @@ def stack(folder: Path, **variables: str) -> Iterator[Stack]:
         installation.configure(**variables)
         try:
             yield installation
+            assert acl.violations(installation.redis) == []
         finally:
             installation.close()

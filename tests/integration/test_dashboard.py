@@ -15,18 +15,9 @@ from rq.serializers import JSONSerializer
 
 from superexam_rq.sandbox.gemini.faults import Fault
 from superexam_rq.sandbox.processes import Children, free_port
-from tests import pdfs
+from tests import acl, pdfs
 from tests.stack import Stack, eventually
 
-# What the service's Redis user may do.
-ACL = """
-reset on ~superexam:* &superexam:* -@all +hello +auth +ping +select +reset +quit +client|setname +client|info
-+client|setinfo +client|id +info +multi +exec +discard +watch +unwatch +evalsha +script|load +script|exists
-+get +set +del +exists +expire +persist +ttl +rename +hset +hget +hmget +hgetall +hexists +hdel +hincrby
-+hincrbyfloat +lpush +rpush +lpop +blpop +llen +lrange +lrem +lpos +lmove +blmove +sadd +srem +smembers +scard
-+sismember +zadd +zrem +zcard +zcount +zscore +zrange +zrangebyscore +zrevrange +zpopmin +zremrangebyscore
-+zremrangebyrank +xadd +xdel +xtrim +xlen +xrange +xrevrange +xread +publish +subscribe +unsubscribe
-"""
 NOBODY = "00000000-0000-0000-0000-000000000000"
 HOSTILE = "<img src=x onerror=alert(1)>"
 
@@ -418,10 +409,7 @@ def test_behind_a_proxy_links_keep_its_path(service: Stack) -> None:
 
 def test_the_restricted_redis_user_suffices(service: Stack) -> None:
     """A Redis user confined to `superexam:*` serves every page and action, and its password shows nowhere."""
-    service.redis.execute_command("ACL", "SETUSER", "superexam", *ACL.split(), ">s3cret/@:")
-    service.redis.execute_command("ACL", "LOG", "RESET")
-    address = f"redis://superexam:s3cret%2F%40%3A@127.0.0.1:{service.redis_server.port}/0"
-    with _alone(service, REDIS_URL=address) as url:
+    with _alone(service) as url:
         for path in (*PAGES, "0/data/queues.json", "0/data/workers.json", "0/data/jobs/superexam/failed/8/asc/1.json"):
             answer = requests.get(f"{url}/{path}", timeout=10)
             assert answer.status_code == 200, path
@@ -438,7 +426,7 @@ def test_the_restricted_redis_user_suffices(service: Stack) -> None:
             assert requests.post(f"{url}/{path}", timeout=10).status_code == 200, path
         assert f"redis://127.0.0.1:{service.redis_server.port}/0" in requests.get(url, timeout=10).text
         queue.delete(delete_jobs=True)
-    assert service.redis.execute_command("ACL", "LOG") == []
+    assert acl.violations(service.redis) == []
 
 
 def test_redis_away_is_503(service: Stack) -> None:

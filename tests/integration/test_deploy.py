@@ -42,8 +42,6 @@ def confined(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     config = {"save": "", "appendonly": "no", "aclfile": str(folder / "users.acl")}
     with ValkeyServer(config=config) as redis, FirestoreServer() as firestore, GeminiServer() as gemini:
         stack = Stack(folder, redis, firestore, gemini)
-        stack.redis_url = f"redis://superexam:CHANGE-ME@127.0.0.1:{redis.port}/0"
-        stack.configure(REDIS_URL=stack.redis_url)
         try:
             stack.add_prompts()
             stack.start_api()
@@ -72,7 +70,7 @@ def test_the_redis_user_of_the_acl_file_sees_nobody_elses_keys(confined: Stack, 
 
 def test_kedas_redis_user_counts_jobs_and_nothing_else(confined: Stack) -> None:
     """It may run KEDA's script on the two keys, and read no job."""
-    with Redis.from_url(confined.redis_url.replace("superexam:CHANGE", "superexam-keda:CHANGE")) as client:
+    with Redis(port=confined.redis_server.port, username="superexam-keda", password="CHANGE-ME") as client:
         assert client.eval(KEDA_COUNT, 1, "superexam:queue:superexam") == 0
         assert client.eval(KEDA_COUNT, 1, "superexam:wip:superexam") == 0
         with pytest.raises(NoPermissionError):

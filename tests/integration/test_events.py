@@ -17,19 +17,17 @@ import requests
 from superexam_rq import lifecycle
 from superexam_rq.queueing import JobQueue, connect
 from superexam_rq.sandbox.gemini import Fault
-from tests import acl, pdfs
+from tests import pdfs
 from tests.stack import Stack, eventually, stack
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Give an API whose Redis user is the one of the ACL file; its worker is each test's to start."""
+    """Give an API; its worker is each test's to start."""
     with stack(tmp_path_factory.mktemp("events"), RATE_LIMIT="") as servers:
         servers.add_prompts()
-        servers.configure(REDIS_URL=acl.restrict(servers.redis))
         servers.start_api()
         yield servers
-        assert acl.violations(servers.redis) == []
 
 
 @pytest.fixture(scope="module")

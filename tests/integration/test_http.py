@@ -1,4 +1,4 @@
-"""The API as a program of its own: real gunicorn, real Redis; each test also with the Redis user of the ACL file."""
+"""The API as a program of its own: real gunicorn, real Redis."""
 
 from __future__ import annotations
 
@@ -15,21 +15,18 @@ from typing import Any
 import pytest
 import requests
 
-from tests import acl, pdfs
+from tests import pdfs
 from tests.stack import Stack, eventually, stack
 
 BODY = {"doc_id": "doc", "system_prompt_id": "sys", "custom_prompt_id": "cus"}
 
 
-@pytest.fixture(scope="module", params=["any Redis user", "the user of the ACL file"])
-def api(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Give an installation whose API runs, without a worker."""
     with stack(tmp_path_factory.mktemp("http"), RATE_LIMIT="") as servers:
-        if request.param != "any Redis user":
-            servers.configure(REDIS_URL=acl.restrict(servers.redis))
         servers.start_api()
         yield servers
-        assert acl.violations(servers.redis) == []
         keys = [key.decode() for key in servers.redis.scan_iter("*")]
         assert [key for key in keys if not key.startswith("superexam:")] == []
 

@@ -28,7 +28,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Give a stack with a password on Redis, which has done some jobs, and has ended."""
     with stack(tmp_path_factory.mktemp("logs")) as servers:
         servers.redis.config_set("requirepass", SECRETS["REDIS_PASSWORD"])
-        url = servers.redis_url.replace("redis://", f"redis://:{SECRETS['REDIS_PASSWORD']}@")
+        url = f"redis://:{SECRETS['REDIS_PASSWORD']}@127.0.0.1:{servers.redis_server.port}/0"
         servers.configure(**SECRETS | {"REDIS_URL": url, "LOG_FORMAT": "json", "LOG_LEVEL": "DEBUG"})
         servers.redis = type(servers.redis).from_url(url)
         servers.http.headers["Authorization"] = f"Bearer {SECRETS['API_KEYS']}"

@@ -33,11 +33,13 @@ class RestartableRedis:
         self.port = free_port()
         self._folder = folder
         folder.mkdir()
+        self._users = folder / "users.acl"
+        self._users.touch()
         self.start()
 
     def start(self) -> None:
         """Start, on the data of the one before."""
-        config = {"appendonly": "yes", "appendfsync": "always", "save": ""}
+        config = {"appendonly": "yes", "appendfsync": "always", "save": "", "aclfile": str(self._users)}
         self._server = ValkeyServer(port=self.port, data_dir=self._folder, persist=True, config=config)
         self._server.start()
         self._server.wait_until_ready()
@@ -60,6 +62,7 @@ class Installation(Stack):
         self, folder: Path, redis: RestartableRedis, firestore_server: FirestoreServer, gemini: GeminiServer
     ) -> None:
         super().__init__(folder, cast(ValkeyServer, redis), firestore_server, gemini)
+        self.redis.acl_save()
         self.restartable_redis = redis
         self.configure(
             MAX_RETRY_ATTEMPTS="30",
