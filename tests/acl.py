@@ -25,4 +25,4 @@ def restrict(redis: Redis) -> str:
 
 def violations(redis: Redis) -> list[Any]:
     """Return what the user tried and may not do."""
-    return [entry for entry in redis.execute_command("ACL", "LOG") if entry["username"] == NAME]
+    return [entry for entry in redis.acl_log() if entry["username"] == NAME]

@@ -213,7 +213,8 @@ def _bare_environment() -> dict[str, str]:
 @contextlib.contextmanager
 def stack(folder: Path, **variables: str) -> Iterator[Stack]:
     """Start the servers of one installation; the service's own processes are the test's to start."""
-    redis_server = ValkeyServer(config={"save": "", "appendonly": "no"})
+    # With a port of its own: the default is the same for all that start at the same time.
+    redis_server = ValkeyServer(port=free_port(), config={"save": "", "appendonly": "no"})
     with redis_server as redis, FirestoreServer() as firestore_server, GeminiServer() as gemini:
         installation = Stack(folder, redis, firestore_server, gemini)
         installation.configure(**variables)

@@ -40,7 +40,8 @@ def confined(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     users = (DEPLOY / "redis/users.acl").read_text().replace("superexam-keda off", "superexam-keda on")
     (folder / "users.acl").write_text(users)
     config = {"save": "", "appendonly": "no", "aclfile": str(folder / "users.acl")}
-    with ValkeyServer(config=config) as redis, FirestoreServer() as firestore, GeminiServer() as gemini:
+    valkey = ValkeyServer(port=free_port(), config=config)
+    with valkey as redis, FirestoreServer() as firestore, GeminiServer() as gemini:
         stack = Stack(folder, redis, firestore, gemini)
         try:
             stack.add_prompts()

@@ -29,6 +29,16 @@ NAMES = [check.name for check in CHECKS]
 Report = dict[str, dict[str, str]]
 
 
+@pytest.fixture(scope="module")
+def service(installation: Stack) -> Stack:
+    """Give a running installation whose Redis user may do everything, and so may look at the keys of others."""
+    installation.redis_url = f"redis://127.0.0.1:{installation.redis_server.port}/0"
+    installation.configure(REDIS_URL=installation.redis_url)
+    installation.start_api()
+    installation.start_worker()
+    return installation
+
+
 @pytest.fixture
 def healthy(service: Stack) -> Iterator[Stack]:
     """Give a running installation with one exam; what a test breaks in Firestore and Redis is mended after it."""

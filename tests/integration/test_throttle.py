@@ -15,6 +15,7 @@ from superexam_rq import gemini
 from superexam_rq.config import Settings
 from superexam_rq.gemini import DEFAULT_RESPONSE_SCHEMA, ModelRequest
 from superexam_rq.sandbox.gemini import GeminiServer
+from superexam_rq.sandbox.processes import free_port
 from superexam_rq.throttle import Throttle
 from tests.pdfs import prose
 from tests.stack import eventually
@@ -48,7 +49,7 @@ def arrivals(rpm: int, window: float, seconds: float) -> list[float]:
     """Let four processes call for so many seconds after the first call; return when their calls arrived."""
     spawn = multiprocessing.get_context("spawn")
     stop = spawn.Event()
-    with ValkeyServer(config={"save": "", "appendonly": "no"}) as redis, GeminiServer() as server:
+    with ValkeyServer(port=free_port(), config={"save": "", "appendonly": "no"}) as redis, GeminiServer() as server:
         settings = Settings(
             redis_url=f"redis://127.0.0.1:{redis.port}/0",
             rq_key_prefix="superexam",
