@@ -133,7 +133,9 @@ class TestProcess:
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         ) as running:
             assert running.stderr is not None
-            job_id = running.stderr.readline().rpartition(" ")[2].strip()
+            # Before the command itself, gRPC in this process may have had a word to say about the fork.
+            line = next(line for line in running.stderr if line.startswith("document "))
+            job_id = line.rpartition(" ")[2].strip()
             eventually(lambda: service.job(job_id)["status"] == "processing", "the job to run")
             running.send_signal(signal.SIGINT)
             told = running.stderr.read()
