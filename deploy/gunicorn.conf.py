@@ -12,16 +12,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from superexam_rq import logs
-from superexam_rq.config import Settings
+from superexam_rq import logs, queueing
+from superexam_rq.config import Settings, netloc
 from superexam_rq.errors import ConfigError
 
 try:
     _settings = Settings.from_env(os.environ, Path(".env"))
+    queueing.connect(_settings).close()
 except ConfigError as error:
     sys.exit(f"superexam: {error}")
 
-bind = f"{_settings.host}:{_settings.port}"
+bind = netloc(_settings.host, _settings.port)
 # gunicorn's gthread, with errors in the one shape.
 worker_class = "superexam_rq.server.ApiWorker"
 workers = 2
@@ -34,6 +35,8 @@ control_socket_disable = True
 timeout = 60
 graceful_timeout = 30
 keepalive = 65
+# By default gunicorn takes the path's prefix from a caller's header; TRUSTED_PROXIES is who may tell it.
+forwarder_headers = ""
 loglevel = _settings.log_level.lower()
 # Requests are logged by the application, which knows caller and job.
 logger_class = "superexam_rq.server.ServerLogger"

@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import os
 import sys
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 # Started as a script, Python looks for modules beside this file; the package is in the working directory.
 sys.path.insert(0, str(Path.cwd()))
 
+import requests
 from redis import Redis
 from redis.exceptions import RedisError
 
+from superexam_rq.client import base_url
 from superexam_rq.config import Settings
 
 TIMEOUT_SECONDS = 4
 PROCESSES = Path("/proc")
-ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "[::]": "[::1]"}
 
 
 def arguments(process: Path) -> list[str]:
@@ -65,15 +64,14 @@ def check_worker(settings: Settings, name: str | None) -> str | None:
 
 def check_api(settings: Settings) -> str | None:
     """Return what is wrong with the API, or None where it answers."""
-    url = f"http://{ANY_ADDRESS.get(settings.host, settings.host)}:{settings.port}/health/live"
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS):
-            return None
-    except urllib.error.HTTPError as error:
-        # The stand-alone dashboard asks for its password, or has no such page: it answers.
-        return None if error.code < 500 else f"the API answers {error.code}"
-    except OSError as error:
-        return f"the API does not answer ({type(error).__name__})"
+    with requests.Session() as session:
+        session.trust_env = False  # no proxy is on the way to this machine itself
+        try:
+            answer = session.get(f"{base_url(settings)}/health/live", timeout=TIMEOUT_SECONDS)
+        except requests.RequestException as error:
+            return f"the API does not answer ({type(error).__name__})"
+    # The stand-alone dashboard asks for its password, or has no such page: it answers.
+    return None if answer.status_code < 500 else f"the API answers {answer.status_code}"
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ def _export_key_prefix() -> None:
     except ConfigError:
         return  # whoever reads the settings says what is wrong, in one line
     prefix = merged.get("REDIS_KEY_PREFIX") or "superexam:"
-    os.environ.setdefault("RQ_KEY_PREFIX", merged.get("RQ_KEY_PREFIX") or prefix.removesuffix(":"))
+    os.environ["RQ_KEY_PREFIX"] = merged.get("RQ_KEY_PREFIX") or prefix.removesuffix(":")
 
 
 _export_key_prefix()

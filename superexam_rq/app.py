@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 
@@ -36,10 +37,11 @@ def create_app(
     app.register_blueprint(views.create_blueprint(queue, hub, Settler(queue), limiter, settings))
     app.register_blueprint(openapi.create_blueprint(settings))
     views.register_errors(app, limiter)
-    if settings.cors_origins:
+    if origins := settings.cors_origins:
         CORS(
             app,
-            origins=list(settings.cors_origins),
+            # As patterns that match themselves: flask-cors would guess what is one.
+            origins=[origin if origin == "*" else re.compile(re.escape(origin) + r"\Z") for origin in origins],
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
             expose_headers=["Location", "Retry-After"],
             max_age=600,

@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -255,6 +256,7 @@ class _CachedCerts:
         self._fetch = fetch
         self._clock = clock
         self._lock = threading.Lock()
+        self._fetcher = ThreadPoolExecutor(1, thread_name_prefix="certificates")
         self._answer: Any = None
         self._fetched = 0.0
         self._expires = 0.0
@@ -270,13 +272,13 @@ class _CachedCerts:
             if self._answer is None and now - self._failed < CERTS_RETRY_SECONDS:
                 raise TransportError("not asked again yet")
             try:
-                answer = self._fetch(url, method=method, **(options | {"timeout": CERTS_SECONDS}))
+                answer = self._fetch_in_time(url, method=method, **options)
                 if answer.status != 200:
                     raise TransportError(f"status {answer.status}")
             except TransportError as error:
                 log.warning("Google's certificates can't be fetched: %s", type(error).__name__)
+                self._failed = now
                 if self._answer is None:
-                    self._failed = now
                     raise
                 # Keys live for days: the last ones known are better than none.
                 self._expires = now + CERTS_MIN_TTL
@@ -286,12 +288,26 @@ class _CachedCerts:
             return answer
 
     def forget(self, *, older_than: float) -> bool:
-        """Let the next call fetch again if the answer has this age in seconds; tell whether it will."""
+        """Let the next call fetch again if the answer has this age in seconds; tell whether it will.
+
+        It will not where Google has just failed to answer.
+        """
         with self._lock:
-            old = self._clock() - self._fetched >= older_than
-            if old:
+            now = self._clock()
+            again = now - self._fetched >= older_than and now - self._failed >= CERTS_RETRY_SECONDS
+            if again:
                 self._expires = 0.0
-            return old
+            return again
+
+    def _fetch_in_time(self, url: str, **options: Any) -> Any:
+        """Fetch, for at most `CERTS_SECONDS` in all: as a time-out they would count for each address of the name."""
+        from google.auth.exceptions import TransportError
+
+        fetched = self._fetcher.submit(self._fetch, url, **(options | {"timeout": CERTS_SECONDS}))
+        try:
+            return fetched.result(timeout=CERTS_SECONDS)
+        except TimeoutError:
+            raise TransportError("no answer in time") from None
 
 
 def _max_age(headers: Mapping[str, str]) -> float:

@@ -5,14 +5,14 @@ What the object may hold is for `schemas` to say.
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from typing import IO, Any
 
 from flask import Request
 from marshmallow import ValidationError
 from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMediaType
+
+from superexam_rq import strict_json
 
 # A larger body is refused with 413 (contract §2).
 MAX_BODY_BYTES = 2**20
@@ -36,7 +36,9 @@ def json_object(request: Request) -> dict[str, Any]:
     try:
         # Some editors put a byte order mark before the text.
         text = data.decode("utf-8-sig")
-        body = json.loads(text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_object)
+        body = strict_json.loads(text)
+    except strict_json.NameGivenTwice as error:
+        raise ValidationError({error.name: ["Is given twice."]}) from None
     except (ValueError, RecursionError):
         raise BadRequest("The body is not JSON" if data else "The body is empty: send JSON") from None
     if not isinstance(body, dict):
@@ -85,23 +87,3 @@ def _part(stream: IO[bytes], size: int) -> bytes:
         return stream.read(size)
     except Exception:  # noqa: BLE001 (malformed chunks: each server has error classes of its own)
         raise BadRequest("The body can't be read: it broke off, or its chunks are malformed") from None
-
-
-def _refuse(name: str) -> Any:
-    raise ValueError(name)
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(text)
-    return value
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValidationError({twice: ["Is given twice."]})
-    return members

@@ -24,6 +24,7 @@ from jsonschema.exceptions import SchemaError as InvalidSchema
 from jsonschema.exceptions import best_match
 from referencing import Registry
 
+from superexam_rq import strict_json
 from superexam_rq.texts import scrub_all
 
 if TYPE_CHECKING:
@@ -33,7 +34,11 @@ if TYPE_CHECKING:
 
 _MAX_CHARS = 50_000
 _MAX_DEPTH = 40
-_MAX_NODES = 3_000
+_MAX_NODES = 1_000
+# Of the schema once its references are followed: what they lead to counts each time.
+_MAX_INLINED_CHARS = 4 * _MAX_CHARS
+# jsonschema compares the values of a list pair by pair, to find one that comes twice, where they can't be sorted.
+_MAX_MIXED = 32
 # An enum of more values makes Gemini refuse the schema ("too many states for serving").
 _MAX_ENUM = 100
 _MAX_DESCRIPTION_CHARS = 1_000
@@ -43,6 +48,7 @@ _MAX_ITEM_CHARS = 200_000
 # A pattern takes time by the square of a text's length, or worse.
 _MAX_TEXT_CHARS = 10_000
 _MAX_NAME_BYTES = 1_500
+_GROWS = "the schema grows too large once its references are followed"
 _QUANTIFIER = re.compile(r"[*+]|\{(\d*)(,?)(\d*)\}")
 _RESERVED_NAME = re.compile(r"__.*__", re.DOTALL)
 
@@ -193,7 +199,7 @@ def _load(value: Any) -> dict[str, Any]:
         if len(value) > _MAX_CHARS:
             raise SchemaError("", f"The schema is longer than {_MAX_CHARS} characters")
         try:
-            value = json.loads(value, parse_constant=_refuse_constant)
+            value = strict_json.loads(value)
         except RecursionError:
             raise SchemaError("", "The schema is nested too deeply") from None
         except ValueError as error:
@@ -204,13 +210,11 @@ def _load(value: Any) -> dict[str, Any]:
         raise SchemaError("", f"The schema is nested deeper than {_MAX_DEPTH} levels")
     if len(json.dumps(value, ensure_ascii=False)) > _MAX_CHARS:
         raise SchemaError("", f"The schema is longer than {_MAX_CHARS} characters")
+    if any(len(listed) > _MAX_MIXED and not _sortable(listed) for listed in _compared(value)):
+        raise SchemaError("", f"A list of more than {_MAX_MIXED} values may hold texts only, or numbers only")
     if scrub_all(value) != value:
         raise SchemaError("", "The schema holds control characters, or text that is no Unicode")
     return value
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
 
 
 def _depth(value: Any) -> int:
@@ -226,6 +230,24 @@ def _depth(value: Any) -> int:
             for below in (above.values() if isinstance(above, dict) else above)
         ]
     return depth
+
+
+def _compared(value: Any, keyword: str = "") -> Iterator[list[Any]]:
+    """Yield the lists whose values may be compared with each other: all but lists of schemas and of examples."""
+    if isinstance(value, list):
+        if keyword not in _LISTS | {"examples"}:
+            yield value
+        for below in value:
+            yield from _compared(below)
+    elif isinstance(value, dict):
+        for name, below in value.items():
+            # There the names are the caller's own, and no keywords.
+            yield from _compared(below, "" if keyword in {"dependencies", "dependentRequired"} else name)
+
+
+def _sortable(listed: list[Any]) -> bool:
+    kinds = {type(value) for value in listed}
+    return kinds == {str} or kinds <= {int, float}
 
 
 def _dialect(schema: dict[str, Any]) -> type[Validator]:
@@ -256,6 +278,7 @@ class _Inliner:
         self._root = root
         self._ref_alone = dialect in _REF_ALONE
         self._nodes = 0
+        self._chars = 0
         self._level = 0
 
     def inline(self, schema: Any, pointer: str, above: tuple[str, ...]) -> Any:
@@ -263,7 +286,7 @@ class _Inliner:
         self._nodes += 1
         self._level += 1
         if self._nodes > _MAX_NODES or self._level > _MAX_DEPTH:
-            raise SchemaError(pointer, "the schema grows too large once its references are followed")
+            raise SchemaError(pointer, _GROWS)
         inlined = self._inline(schema, pointer, above) if isinstance(schema, dict) else schema
         self._level -= 1
         return inlined
@@ -302,6 +325,9 @@ class _Inliner:
                 name: below if isinstance(below, list) else self.inline(below, _join(pointer, name), above)
                 for name, below in value.items()
             }
+        self._chars += len(json.dumps(value))
+        if self._chars > _MAX_INLINED_CHARS:
+            raise SchemaError(pointer, _GROWS)
         return value
 
     def _target(self, schema: dict[str, Any], pointer: str, above: tuple[str, ...]) -> Any:
@@ -556,7 +582,8 @@ def _model_items(flat: dict[str, Any], pointer: str, depth: int) -> dict[str, An
     items = flat.get("items")
     where = _join(pointer, "items")
     if not isinstance(items, dict):
-        several = flat.get("prefixItems") or (items if isinstance(items, list) else [])
+        # In older drafts prefixItems is no keyword, and may hold anything.
+        several = next((value for value in (flat.get("prefixItems"), items) if isinstance(value, list) and value), None)
         items = several[0] if several else {"type": "string"}
     kind = _kind(_flatten(items))[0]
     if kind == "array":

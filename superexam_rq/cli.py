@@ -21,6 +21,7 @@ from superexam_rq.commands.jobs import jobs
 from superexam_rq.commands.options import load_settings
 from superexam_rq.commands.process import process
 from superexam_rq.config import Settings
+from superexam_rq.errors import ConfigError
 
 GUNICORN_CONFIG = Path("deploy/gunicorn.conf.py")
 
@@ -30,6 +31,13 @@ def _exports(settings: Settings) -> dict[str, str]:
 
 
 def _become(settings: Settings, *arguments: str) -> NoReturn:
+    # Here and not at the top: the other commands need no RQ.
+    from superexam_rq import queueing
+
+    try:
+        queueing.connect(settings).close()
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from None
     sys.stdout.flush()
     os.execve(sys.executable, [sys.executable, "-m", *arguments], os.environ | _exports(settings))
 

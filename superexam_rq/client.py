@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import requests
 
-from superexam_rq.config import Settings
+from superexam_rq.config import Settings, netloc
 
 TIMEOUT_SECONDS = 10.0
 
@@ -22,9 +22,8 @@ class ServiceError(Exception):
 
 def base_url(settings: Settings) -> str:
     """Return where the service of these settings listens, as seen from this machine."""
-    host = "127.0.0.1" if settings.host in {"", "0.0.0.0", "::"} else settings.host
-    host = f"[{host}]" if ":" in host else host
-    return f"http://{host}:{settings.port}"
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    return f"http://{netloc(host, settings.port)}"
 
 
 class ServiceClient:

@@ -7,12 +7,14 @@ read, checked and derived is here; what a setting does is with whoever uses it. 
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 from dotenv import dotenv_values
 
@@ -26,6 +28,10 @@ PLACEHOLDER_KEY = "your-api-key-here"
 # The characters that RQ 3 takes in a key prefix (rq.defaults).
 _PREFIX = re.compile(r"[A-Za-z0-9_.:{}-]+")
 # A comment behind a value: systemd's EnvironmentFile and `docker run --env-file` keep it in the value.
+_HOST_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
+# Nothing that could be taken for a pattern.
+_ORIGIN = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?")
+_RATE = re.compile(r"\s*[1-9]\d{0,8}\s*(/|per)\s*([1-9]\d{0,5}\s*)?(second|minute|hour|day)s?\s*", re.IGNORECASE)
 _TRAILING_COMMENT = re.compile(r"(^|\s+)#.*$", re.DOTALL)
 
 
@@ -81,17 +87,54 @@ def _collection_prefix(value: str) -> str:
     return value
 
 
+def _host(value: str) -> str:
+    """Return a host's name or address, an IPv6 address without brackets."""
+    bare = value[1:-1] if value.startswith("[") and value.endswith("]") else value
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(bare)
+        return bare
+    if not _HOST_NAME.fullmatch(value):
+        raise ValueError("a host's name or address without a port, such as localhost")
+    return value
+
+
+def _url(value: str, *schemes: str) -> SplitResult:
+    """Take a URL apart; raises `ValueError` where it is none of one of these schemes, or its host or port is odd."""
+    parts = urlsplit(value)
+    if not value.startswith(tuple(f"{scheme}://" for scheme in schemes)):
+        raise ValueError(value)
+    if parts.hostname is not None:
+        _host(parts.hostname)
+    _ = parts.port
+    return parts
+
+
 def _redis_url(value: str) -> str:
-    if urlsplit(value).scheme not in {"redis", "rediss", "unix"}:
-        raise ValueError("a URL that begins with redis://, rediss:// or unix://")
+    try:
+        parts = _url(value, "redis", "rediss", "unix")
+    except ValueError:
+        parts = None
+    if parts is None or (parts.scheme == "unix" and not parts.path):
+        raise ValueError("a URL such as redis://localhost:6379/0, rediss://user:password@host:6379/0 or unix:///path")
     return value
 
 
 def _http_url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in {"http", "https"} or not parts.netloc:
+    try:
+        parts = _url(value, "http", "https")
+    except ValueError:
+        parts = None
+    if parts is None or not parts.netloc:
         raise ValueError("a URL that begins with http:// or https://")
     return value.rstrip("/")
+
+
+def _origins(value: str) -> tuple[str, ...]:
+    words = _words(value)
+    for word in words:
+        if word != "*" and not _ORIGIN.fullmatch(word):
+            raise ValueError("origins such as https://exam.example, separated by commas")
+    return words
 
 
 def _host_port(value: str) -> str:
@@ -105,7 +148,7 @@ def _path(value: str) -> Path:
 
 
 def _rate(value: str) -> str:
-    if not re.fullmatch(r"\s*\d+\s*(/|per)\s*(\d+\s*)?(second|minute|hour|day)s?\s*", value, re.IGNORECASE):
+    if not _RATE.fullmatch(value):
         raise ValueError("a count per time, such as 300/minute; empty switches it off")
     return value.strip()
 
@@ -120,7 +163,7 @@ class Settings:
     """Hold every setting, checked, for the life of a process; attribute names are the variables in lower case."""
 
     redis_url: str = _setting("", "redis://, rediss:// or unix://; wins over the next four", _redis_url, secret=True)
-    redis_host: str = _setting("localhost", "where Redis is")
+    redis_host: str = _setting("localhost", "where Redis is", _host)
     redis_port: int = _setting(6379, "its port", _whole(1, 65535))
     redis_db: int = _setting(0, "its database", _whole(0))
     redis_password: str = _setting("", "its password", secret=True)
@@ -170,10 +213,10 @@ class Settings:
     dashboard_username: str = _setting("admin", "login of /dashboard/")
     dashboard_password: str = _setting("", "its password; none: only loopback callers", secret=True)
     trusted_proxies: int = _setting(0, "how many proxies' X-Forwarded-* headers to believe", _whole(0, 10))
-    cors_origins: tuple[str, ...] = _setting((), "origins whose pages may call the API", _words)
+    cors_origins: tuple[str, ...] = _setting((), "origins whose pages may call the API", _origins)
     rate_limit: str = _setting("300/minute", "submissions for one caller; empty: off", _rate)
 
-    host: str = _setting("127.0.0.1", "address that gunicorn binds")
+    host: str = _setting("127.0.0.1", "address that gunicorn binds", _host)
     port: int = _setting(8000, "port that gunicorn binds", _whole(0, 65535))
     log_level: str = _setting(
         "INFO", "DEBUG, INFO, WARNING or ERROR", _one_of("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -215,8 +258,8 @@ class Settings:
         object.__setattr__(self, "rq_key_prefix", prefix)
         if not self.redis_url:
             login = f":{quote(self.redis_password, safe='')}@" if self.redis_password else ""
-            host = f"[{self.redis_host}]" if ":" in self.redis_host else self.redis_host
-            object.__setattr__(self, "redis_url", f"redis://{login}{host}:{self.redis_port}/{self.redis_db}")
+            address = netloc(self.redis_host, self.redis_port)
+            object.__setattr__(self, "redis_url", f"redis://{login}{address}/{self.redis_db}")
         return self
 
     def key(self, *parts: str) -> str:
@@ -226,6 +269,11 @@ class Settings:
     def collection(self, name: str) -> str:
         """Return the name of a Firestore collection, such as `superexam-documents`."""
         return self.firestore_collection_prefix + name
+
+
+def netloc(host: str, port: int) -> str:
+    """Return a host and a port as a URL holds them."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 @dataclass(frozen=True)
@@ -260,12 +308,16 @@ def read_environment(environ: Mapping[str, str], dotenv: Path | None = None) -> 
     """Return the variables of the file `dotenv` with those of `environ` over them, comments behind values cut."""
     known = {name: row for row in rows() for name in row.names}
     merged = {name: value for name, value in _read_dotenv(dotenv).items() if value is not None}
+    for row in rows():
+        if any(environ.get(name) for name in row.names):
+            # Under whichever of its names: the environment wins.
+            merged = {name: value for name, value in merged.items() if name not in row.names}
     merged |= environ
     for name, value in merged.items():
-        row = known.get(name)
-        if row is not None:
+        found = known.get(name)
+        if found is not None:
             # A password may hold a " #"; in .env it can be quoted, in the environment it is taken whole.
-            merged[name] = value.strip() if row.secret else _TRAILING_COMMENT.sub("", value).strip()
+            merged[name] = value.strip() if found.secret else _TRAILING_COMMENT.sub("", value).strip()
     return merged
 
 

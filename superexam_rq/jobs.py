@@ -69,7 +69,11 @@ class Run:
             checkpoints=Checkpoints(self.job.connection, self.settings),
         )
         usage = metrics.UsageRecorder(self.job.connection, cost.summary)
-        sinks = [self._show, document.progress, lambda _percent, _step: usage.flush()]
+
+        def show(percent: int, step: str) -> None:
+            self._save_meta(progress=percent, step=step, usage=cost.summary())
+
+        sinks = [show, document.progress, lambda _percent, _step: usage.flush()]
         with Progress(sinks, stop, poll=self._check) as progress:
             try:
                 exam = pipeline.make_exam(
@@ -102,9 +106,6 @@ class Run:
 
     def _check(self) -> None:
         lifecycle.check(self.job.connection, self.settings, self.job)
-
-    def _show(self, percent: int, step: str) -> None:
-        self._save_meta(progress=percent, step=step)
 
     def _save_meta(self, **fields: Any) -> None:
         self.job.meta.update(fields)

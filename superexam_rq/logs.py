@@ -77,7 +77,7 @@ def config(settings: Settings, **ids: Any) -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "filters": {"ids": {"()": Ids, "ids": ids}},
-        "formatters": {"line": {"()": formatter, "secrets": secret_values(settings)}},
+        "formatters": {"line": {"()": formatter, "secrets": Hidden(secret_values(settings))}},
         "handlers": {
             "stderr": {
                 "class": "logging.StreamHandler",
@@ -121,6 +121,15 @@ def _passwords(url: str) -> Iterable[str]:
     parts = urlsplit(url)
     given = [parts.password or "", *parse_qs(parts.query).get("password", [])]
     return [form for value in given for form in (value, unquote(value))]
+
+
+class Hidden(tuple[str, ...]):
+    """Be texts that are not shown where the whole is: gunicorn logs its settings, and so these, at DEBUG."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"({_BLOT})"
 
 
 class Ids(logging.Filter):

@@ -17,7 +17,7 @@ import rq.defaults
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import InvalidResponse, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry as RedisRetry
 from rq import Queue
@@ -100,17 +100,24 @@ def connect(
 ) -> Redis:
     """Return a client for short commands: it gives up within 2 s, so that a caller can be told (contract §2).
 
-    Nothing is sent twice: the caller decides whether to try again.
+    Nothing is sent yet, and nothing is ever sent twice: the caller decides whether to try again. Raises `ConfigError`
+    where RQ has another key prefix, or REDIS_URL holds an option that redis-py does not take.
     """
     check_key_prefix(settings)
-    return Redis.from_url(
-        settings.redis_url,
-        socket_connect_timeout=connect_seconds,
-        socket_timeout=answer_seconds,
-        retry=RedisRetry(NoBackoff(), 0),
-        health_check_interval=0,
-        max_connections=512,
-    )
+    try:
+        client = Redis.from_url(
+            settings.redis_url,
+            socket_connect_timeout=connect_seconds,
+            socket_timeout=answer_seconds,
+            retry=RedisRetry(NoBackoff(), 0),
+            health_check_interval=0,
+            max_connections=512,
+        )
+        pool = client.connection_pool
+        pool.connection_class(**pool.connection_kwargs)
+    except (ValueError, TypeError, RedisError) as error:
+        raise ConfigError(f"REDIS_URL takes redis-py's options only: {error}") from None
+    return client
 
 
 def away(error: RedisError) -> str | None:
@@ -120,6 +127,10 @@ def away(error: RedisError) -> str | None:
     code = getattr(error, "status_code", None) or text.partition(" ")[0]
     if code in _REFUSALS:
         return _REFUSALS[code]
+    if isinstance(error, InvalidResponse):
+        return "What answers is no Redis: look at REDIS_HOST and REDIS_PORT, or REDIS_URL"
+    if text == "DB index is out of range":
+        return "Redis has no such database: look at REDIS_DB, or REDIS_URL"
     if isinstance(error, RedisTimeoutError):
         return "Redis does not answer"
     if isinstance(error, RedisConnectionError):

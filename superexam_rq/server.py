@@ -1,8 +1,9 @@
 """gunicorn's threaded worker, fitted to this service: errors in the one shape, streams that end when it stops.
 
 Whatever gunicorn refuses before a request reaches Flask (a malformed request line, header or chunk), it would
-answer with a page of HTML. And it would let as many threads as there are requests compete for Python's lock, which
-makes each of them slower and the unlucky ones much slower; `tests/bench/bench_http.py` measures it.
+answer with a page of HTML. It would let as many threads as there are requests compete for Python's lock, which
+makes each of them slower and the unlucky ones much slower; `tests/bench/bench_http.py` measures it. And it would wait
+for ever for the rest of a request, so that a few hundred callers who send half of one hold all threads.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from __future__ import annotations
 import gc
 import json
 import select
+import selectors
 import socket
+import sys
 import time
 from collections import deque
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -22,6 +26,8 @@ from gunicorn.workers.gthread import ThreadWorker
 from superexam_rq.events import Hub
 from superexam_rq.schemas import error_code
 
+# A request must have come, and each part of an answer be taken, within this.
+CLIENT_SECONDS = 20.0
 # A request that takes longer is not counted: an event stream, or a Redis that does not answer.
 SLOW_SECONDS = 0.01
 # With requests waiting, a process takes its next connection so much later.
@@ -56,9 +62,22 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         super().accept(listener)
 
     def enqueue_req(self, conn: Any) -> None:
-        """Have a connection's request answered, soon."""
+        """Have a connection's request answered, soon; a new connection that is silent holds no thread."""
+        if not conn.initialized and not conn.data_ready:
+            conn.sock = ClientSocket(fileno=conn.sock.detach())
+            conn.data_ready = _has_more(conn.sock, 0)
+            if not conn.data_ready:
+                self._wait_for_data(conn)
+                return
         self._waiting.append(conn)
         self._start()
+
+    def _wait_for_data(self, conn: Any) -> None:
+        """Do what gunicorn does after a thread has waited in vain."""
+        conn.sock.setblocking(False)
+        conn.set_timeout()
+        self.pending_conns.append(conn)
+        self.poller.register(conn.sock, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn))
 
     def finish_request(self, conn: Any, fs: Any) -> None:
         """Close a connection or keep it for its next request, and go on with what waits."""
@@ -80,7 +99,7 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         gunicorn hands each from its main thread to another and back, which takes longer than to answer it.
         """
         keep = super().handle(conn)
-        while keep is True and self.alive and not self._waiting and _has_more(conn.sock):
+        while keep is True and self.alive and not self._waiting and _has_more(conn.sock, NEXT_REQUEST_MS):
             self._started[conn] = time.monotonic()
             keep = super().handle(conn)
         return keep
@@ -111,10 +130,32 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         super().handle_error(req, _OneShape(client), addr, exc)
 
 
-def _has_more(client: socket.socket) -> bool:
+class ClientSocket(socket.socket):
+    """Be a client's connection that is not waited for without end."""
+
+    _until = 0.0
+
+    def setblocking(self, flag: bool, /) -> None:
+        """Begin with a request, as gunicorn does by this, or leave the connection to the poller."""
+        self.settimeout(CLIENT_SECONDS if flag else 0.0)
+        self._until = time.monotonic() + CLIENT_SECONDS
+
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
+        """Return more of the request; raises `TimeoutError` once its time is up, however it trickles in."""
+        patience = self.gettimeout()
+        if not patience:
+            return super().recv(size, flags)
+        self.settimeout(min(patience, max(self._until - time.monotonic(), 0.001)))
+        try:
+            return super().recv(size, flags)
+        finally:
+            self.settimeout(patience)
+
+
+def _has_more(client: socket.socket, milliseconds: int) -> bool:
     poll = select.poll()
     poll.register(client, select.POLLIN)
-    return bool(poll.poll(NEXT_REQUEST_MS))
+    return bool(poll.poll(milliseconds))
 
 
 class ServerLogger(Logger):  # type: ignore[misc]  # gunicorn has no types
@@ -122,6 +163,13 @@ class ServerLogger(Logger):  # type: ignore[misc]  # gunicorn has no types
 
     def access(self, *_: Any) -> None:
         """Do nothing, where gunicorn would put a line together for a logger that is silent."""
+
+    def exception(self, msg: str, *args: Any, **options: Any) -> None:
+        """Log a defect with its traceback; that a client was too slow is none."""
+        if isinstance(sys.exc_info()[1], TimeoutError):
+            self.info("A client did not send its request, or take its answer, within %d s", CLIENT_SECONDS)
+        else:
+            super().exception(msg, *args, **options)
 
 
 class _OneShape:

@@ -257,7 +257,8 @@ def register_errors(app: Flask, limiter: Limiter) -> None:
         if text is None:
             raise reason
         log.warning("answered 503: %s", text)
-        return error(503, f"{text}; nothing was changed, try again soon")
+        # It may have done what it could not answer any more.
+        return error(503, f"{text}; try again soon, nothing is done twice")
 
     @app.errorhandler(HTTPException)
     def http(reason: HTTPException) -> ResponseReturnValue:

@@ -14,6 +14,7 @@ Workers that can't see Redis see nothing stand still: they begin anew when it is
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -27,13 +28,14 @@ from typing import Any
 
 from redis import ConnectionPool, Redis
 from redis.backoff import ExponentialWithJitterBackoff
+from redis.connection import UnixDomainSocketConnection
 from redis.exceptions import BusyLoadingError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 from rq import Queue
 from rq.connections import parse_connection
-from rq.exceptions import StopRequested
+from rq.exceptions import NoSuchJobError, StopRequested
 from rq.executions import Execution
 from rq.job import Job
 from rq.registry import ScheduledJobRegistry
@@ -177,9 +179,10 @@ class ExamWorker(LoggedWorker):
             "retry_on_error": [BusyLoadingError],
             "socket_connect_timeout": 5,
             "socket_timeout": self.connection_timeout,
-            "socket_keepalive": True,
             "health_check_interval": 15,
         }
+        if not issubclass(connection_class, UnixDomainSocketConnection):
+            options["socket_keepalive"] = True
         return client_class(connection_pool=ConnectionPool(connection_class=connection_class, **options))
 
     def _may_give_up(self) -> bool:
@@ -320,6 +323,8 @@ class ExamWorker(LoggedWorker):
     def _handle_stopped_job(self, job: Job, queue: Queue, execution: Execution) -> None:
         """Turn a job that was stopped by a command into a cancelled one."""
         self._stopped_job_id = None
+        with contextlib.suppress(NoSuchJobError):
+            job = lifecycle.fetch(self.queue, job.id)  # with what the work-horse wrote
         lifecycle.finish_cancelled(_ours(job), self.queue, self.settings, execution)
         self._spawn(lifecycle.settle, self.connection, self.settings, [job.id])
 

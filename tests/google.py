@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import threading
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,8 @@ class Google:
     def __init__(self) -> None:
         self.pages = 0
         self.away = False
+        self.answers = threading.Event()
+        self.answers.set()
         self.now = 0.0
         self.keys = {"k1": make_key()}
         self.page = {name: certificate for name, (_, certificate) in self.keys.items()}
@@ -31,6 +34,7 @@ class Google:
     def fetch(self, url: str, method: str = "GET", **_: Any) -> Any:
         """Answer as google-auth's transport does."""
         self.pages += 1
+        self.answers.wait()
         if self.away:
             raise exceptions.TransportError("no route to 10.0.0.1")
         return SimpleNamespace(status=200, data=json.dumps(self.page).encode(), headers=HEADERS)

@@ -77,9 +77,12 @@ def test_a_running_job_is_cancelled_within_5_s(service: Stack, jobs: JobQueue) -
     service.add_document("running", pdfs.prose(5))
     job_id = service.submit("running").json()["job_id"]
     wait_for_call(service)
+    eventually(lambda: service.job(job_id)["usage"].get("calls"), "the call to be shown")
     assert lifecycle.cancel(jobs, job_id) is lifecycle.Cancelling.REQUESTED
     asked = time.monotonic()
-    assert service.wait_for_job(job_id)["status"] == "cancelled"
+    job = service.wait_for_job(job_id)
+    assert (job["status"], job["error_code"], job["attempt"]) == ("cancelled", "cancelled", 1)
+    assert (job["progress"], job["usage"]["calls"]) == (5, 1)  # how far it had come, and what was paid for
     fields = eventually(
         lambda: fields if (fields := service.fields("running"))["status"] != "processing" else None, "to be put back"
     )

@@ -239,6 +239,28 @@ class TestIdTokens:
                 verify(google.token())
         assert google.pages == 1
 
+    def test_a_google_that_hangs_is_given_up(
+        self, google: Google, verifier: Callable[..., GoogleTokens], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """In one time for all, though a transport's time-out counts for each address of a name anew."""
+        monkeypatch.setattr(auth, "CERTS_SECONDS", 0.05)
+        verify = verifier()
+        google.answers.clear()
+        with pytest.raises(CertificatesAway):
+            verify(google.token())
+        google.answers.set()
+
+    def test_forged_tokens_wait_for_an_absent_google_once(
+        self, google: Google, verifier: Callable[..., GoogleTokens]
+    ) -> None:
+        """With certificates that have grown old, it is asked for new ones, and not again for an unknown key."""
+        verify = verifier()
+        verify(google.token())
+        google.away, google.now = True, 1000.0
+        with pytest.raises(Refused):
+            verify("a.b.c")
+        assert google.pages == 2
+
     def test_the_last_certificates_serve_while_google_is_away(
         self, google: Google, verifier: Callable[..., GoogleTokens]
     ) -> None:

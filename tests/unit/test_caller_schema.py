@@ -148,12 +148,37 @@ def test_loosens_what_the_model_does_not_take(given: Any, model: dict[str, Any])
     assert item["properties"]["x"] == model
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"enum": [f"x{at}" for at in range(1000)]},
+        {"enum": [at / 2 for at in range(1000)]},
+        {"anyOf": [{"type": "string", "maxLength": at} for at in range(200)]},
+        {"type": "string", "examples": [{}] * 40},
+    ],
+)
+def test_takes_long_lists_of_one_kind(given: Any) -> None:
+    """Only lists of mixed values have a bound: to find one that comes twice takes time by the square."""
+    assert CallerSchema.parse({"properties": {"x": given}})
+
+
+@pytest.mark.parametrize("value", [5, True, {"type": "string"}, []])
+@pytest.mark.parametrize(
+    "draft", ["http://json-schema.org/draft-07/schema#", "http://json-schema.org/draft-04/schema#"]
+)
+def test_older_drafts_know_no_prefix_items(value: Any, draft: str) -> None:
+    """There the word may stand for anything."""
+    parsed = CallerSchema.parse({"$schema": draft, "properties": {"x": {"type": "array", "prefixItems": value}}})
+    assert one_of(parsed)["properties"]["x"] == {"type": "array", "items": {"type": "string"}}
+
+
 DEEP: dict[str, Any] = {"type": "string"}
 for _ in range(16):
     DEEP = {"type": "object", "properties": {"x": DEEP}}
 TOO_DEEP: Any = {}
 for _ in range(2000):
     TOO_DEEP = {"not": TOO_DEEP}
+LONG = {"$ref": "#/$defs/x"}
 LAUGHS = {f"d{at}": {"allOf": [{"$ref": f"#/$defs/d{at + 1}"}] * 10} for at in range(9)} | {"d9": {}}
 
 
@@ -163,6 +188,8 @@ LAUGHS = {f"d{at}": {"allOf": [{"$ref": f"#/$defs/d{at + 1}"}] * 10} for at in r
         ("not json", "", "not JSON"),
         ("[" * 100_000, "", "nested too deeply|longer"),
         ('{"minimum": NaN}', "", "NaN"),
+        ('{"minimum": 1e999}', "", "too large"),
+        ('{"title": "a", "title": "b"}', "", "given twice"),
         ("[]", "", "JSON object"),
         ('{"title": "\\ud800"}', "", "no Unicode"),
         ("true", "", "JSON object"),
@@ -194,6 +221,14 @@ LAUGHS = {f"d{at}": {"allOf": [{"$ref": f"#/$defs/d{at + 1}"}] * 10} for at in r
         ({"$schema": "https://example.org/mine", "properties": {"x": {}}}, "/$schema", "unknown"),
         ({"properties": {"x": {"$ref": "#/odd"}}, "odd": {"properties": []}}, "/properties/x/properties", "object"),
         ({"properties": {"x": {"$ref": "#/$defs/d0"}}, "$defs": LAUGHS}, None, "too large"),
+        (
+            {"properties": {f"x{at}": LONG for at in range(100)}, "$defs": {"x": {"title": "x" * 9_000}}},
+            None,
+            "too large",
+        ),
+        ({"properties": {"x": {"enum": [*range(32), "x"]}}}, "", "more than 32 values"),
+        ({"properties": {"x": {"enum": [{}] * 33}}}, "", "more than 32 values"),
+        ({"properties": {"x": {}}, "dependencies": {"anyOf": [{}] * 33}}, "", "more than 32 values"),
         ({"properties": {"x": {"description": "x" * 60_000}}}, "", "longer"),
         (TOO_DEEP, "", "nested"),
         (DEEP, None, "nested deeper"),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from superexam_rq.client import base_url
 from superexam_rq.config import Settings, env_example, rows
 from superexam_rq.errors import ConfigError
 from tests.stack import ROOT
@@ -64,6 +65,21 @@ def test_the_url_is_built_from_the_four_parts_and_escapes_the_password() -> None
         ("GEMINI_API_ENDPOINT", "localhost:9090", "http://"),
         ("RATE_LIMIT", "often", "a count per time"),
         ("LOG_FORMAT", "xml", "one of text, json"),
+        ("REDIS_HOST", "localhost:6379", "without a port"),
+        ("REDIS_HOST", "redis://localhost", "without a port"),
+        ("REDIS_HOST", "a..b", "a host's name"),
+        ("HOST", "127.0.0.1:8000", "without a port"),
+        ("REDIS_URL", "redis:localhost", "a URL such as redis://"),
+        ("REDIS_URL", "redis://host:port", "a URL such as redis://"),
+        ("REDIS_URL", "redis://[bad", "a URL such as redis://"),
+        ("REDIS_URL", "unix://", "unix:///path"),
+        ("GEMINI_API_ENDPOINT", "http://[x", "http://"),
+        ("RATE_LIMIT", "0/minute", "a count per time"),
+        ("RATE_LIMIT", "5/0 minutes", "a count per time"),
+        ("RATE_LIMIT", "1" * 20 + "/minute", "a count per time"),
+        ("CORS_ORIGINS", ".*", "origins such as"),
+        ("CORS_ORIGINS", "https://*.example.com", "origins such as"),
+        ("CORS_ORIGINS", "https://example.com/", "origins such as"),
     ],
 )
 def test_a_wrong_value_is_named_in_one_line(variable: str, value: str, words: str) -> None:
@@ -81,6 +97,32 @@ def test_a_wrong_secret_is_not_repeated() -> None:
     with pytest.raises(ConfigError) as caught:
         Settings.from_env({"REDIS_URL": "http://:hunter2@h"})
     assert "hunter2" not in str(caught.value)
+
+
+def test_the_environment_wins_under_either_name(tmp_path: Path) -> None:
+    """GCP_PROJECT_ID in the environment hides GOOGLE_CLOUD_PROJECT in .env."""
+    dotenv = tmp_path / ".env"
+    dotenv.write_text("GOOGLE_CLOUD_PROJECT=dev\n")
+    assert Settings.from_env({"GCP_PROJECT_ID": "prod"}, dotenv).google_cloud_project == "prod"
+    assert Settings.from_env({"GCP_PROJECT_ID": ""}, dotenv).google_cloud_project == "dev"
+
+
+@pytest.mark.parametrize("given", ["::1", "[::1]"])
+def test_an_ipv6_address_is_taken_with_brackets_and_without(given: str) -> None:
+    """For Redis and for the API; URLs get the brackets they need."""
+    settings = Settings.from_env({"HOST": given, "REDIS_HOST": given})
+    assert settings.host == "::1"
+    assert base_url(settings) == "http://[::1]:8000"
+    assert settings.redis_url == "redis://[::1]:6379/0"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["unix:///run/redis.sock?db=1", "unix://user:p%40ss@/run/redis.sock", "rediss://:pw@h.example:1/0?ssl_ca_certs=x"],
+)
+def test_every_form_of_a_redis_url_is_taken(url: str) -> None:
+    """A socket, a login, TLS."""
+    assert Settings.from_env({"REDIS_URL": url}).redis_url == url
 
 
 def test_an_empty_rate_limit_switches_it_off() -> None:

@@ -150,6 +150,10 @@ class TestSecrets:
         assert "123" not in found
         assert "superexam" not in found
 
+    def test_the_settings_of_the_logs_do_not_show_them(self) -> None:
+        """At DEBUG gunicorn writes its whole settings, in a spelling of its own."""
+        assert "first-key" not in repr(logs.config(self.SETTINGS))
+
     def test_secrets_are_blotted_out_everywhere(self) -> None:
         """In messages, ids and tracebacks; numbers stay numbers."""
         secrets = (*logs.secret_values(self.SETTINGS), "7777")

@@ -13,6 +13,7 @@ from fakeredis import FakeRedis
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
+    InvalidResponse,
     NoPermissionError,
     ReadOnlyError,
     RedisError,
@@ -25,7 +26,7 @@ from rq.job import Job, JobStatus
 from superexam_rq.config import Settings
 from superexam_rq.errors import ConfigError
 from superexam_rq.lifecycle import LIVE
-from superexam_rq.queueing import JobQueue, away, check_key_prefix
+from superexam_rq.queueing import JobQueue, away, check_key_prefix, connect
 from superexam_rq.request import JobRequest
 from superexam_rq.submission import Outcome
 
@@ -374,6 +375,8 @@ class TestAway:
             (ResponseError("BUSY Redis is busy running a script"), "script"),
             (ResponseError("Command # 1 (LLEN x) of pipeline caused error: BUSY Redis is busy"), "script"),
             (ResponseError("MISCONF Redis is configured to save"), "disk"),
+            (ResponseError("DB index is out of range"), "REDIS_DB"),
+            (InvalidResponse("Protocol Error: b'HTTP/1.1 400'"), "REDIS_PORT"),
         ],
     )
     def test_errors_of_a_redis_that_cant_serve_are_told_in_a_line(self, error: RedisError, word: str) -> None:
@@ -386,6 +389,15 @@ class TestAway:
     def test_an_error_of_ours_is_not_hidden(self) -> None:
         """A wrong command is a defect, not an outage."""
         assert away(ResponseError("WRONGTYPE Operation against a key")) is None
+
+
+@pytest.mark.parametrize("options", ["foo=bar", "socket_timeout=soon"])
+def test_an_option_that_redis_py_does_not_take_is_refused(options: str) -> None:
+    """Before anything is sent; the line names the setting and the option, and never the password."""
+    settings = Settings.from_env({"REDIS_URL": f"redis://:secret@localhost/0?{options}"})
+    with pytest.raises(ConfigError, match=rf"^REDIS_URL .*{options.partition('=')[0]}") as caught:
+        connect(settings)
+    assert "secret" not in str(caught.value)
 
 
 def test_another_key_prefix_than_rqs_is_refused() -> None:

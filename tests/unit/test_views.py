@@ -176,8 +176,9 @@ class TestBadBodies:
         check_error(answer, 422, "validation_error", "body")
 
     def test_a_name_given_twice_is_422(self, client: FlaskClient) -> None:
-        """Which of the two was meant, nobody knows."""
-        data = json.dumps(BODY)[:-1] + ', "doc_id": "other"}'
+        """Which of the two was meant, nobody knows; told at once, however many names there are."""
+        many = "".join(f', "{number}": 0' for number in range(50_000))
+        data = json.dumps(BODY)[:-1] + many + ', "doc_id": "other"}'
         answer = client.post("/jobs/process", data=data, content_type="application/json")
         check_error(answer, 422, "validation_error", "doc_id")
 
@@ -422,7 +423,7 @@ class TestRedisAway:
     def test_a_submission_is_503_though_the_limit_is_open(self, client: FlaskClient, server: FakeServer) -> None:
         """The rate limit lets it pass; the queue does not."""
         server.connected = False
-        assert "nothing was changed" in check_error(submit(client), 503, "service_unavailable")
+        assert "nothing is done twice" in check_error(submit(client), 503, "service_unavailable")
         server.connected = True
         assert submit(client).status_code == 202
 
