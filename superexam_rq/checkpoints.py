@@ -112,6 +112,13 @@ class Checkpoints:
         except RedisError as error:
             log.warning("A finished batch can't be kept: Redis is away (%s)", type(error).__name__)
 
+    def drop(self, name: str) -> None:
+        """Forget an entry; the index forgets it in time."""
+        try:
+            self._redis.delete(self._settings.key("batch", name))
+        except RedisError as error:
+            log.warning("A batch can't be forgotten: Redis is away (%s)", type(error).__name__)
+
 
 def _pack(checkpoint: Checkpoint) -> bytes:
     fields = {

@@ -11,7 +11,7 @@
      │   ├─ GeminiKeyRefused      gemini_key
      │   ├─ GeminiModelUnknown    gemini_model
      │   ├─ GeminiQuotaExhausted  gemini_quota
-     │   ├─ GeminiRequestRefused  internal (a request that Gemini will never take)
+     │   ├─ GeminiRequestRefused  no_questions (a request that Gemini will never take)
      │   ├─ Blocked               blocked
      │   ├─ NoQuestions           no_questions
      │   └─ Cancelled             cancelled
@@ -96,6 +96,8 @@ class GeminiQuotaExhausted(PermanentError):
 
 class GeminiRequestRefused(PermanentError):
     """Report that Gemini called the request itself invalid (a bare 400), for one batch."""
+
+    code = "no_questions"
 
 
 class Blocked(PermanentError):

@@ -35,6 +35,7 @@ from superexam_rq.errors import (
     RateLimited,
     SuperExamError,
 )
+from superexam_rq.request import MODEL_PATTERN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -470,11 +471,11 @@ def _import_genai() -> Any:
 
 
 def _model_path(model: str) -> str:
-    """Return `models/NAME`; what can't be a name is refused here, since it becomes a part of the URL."""
-    name = model.removeprefix("models/")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+    """Return `models/NAME` or `tunedModels/NAME`; what can't be a name is refused: it becomes a part of the URL."""
+    found = re.fullmatch(MODEL_PATTERN, model)
+    if found is None:
         raise _no_such_model(model)
-    return f"models/{name}"
+    return model if found[1] else f"models/{model}"
 
 
 # --- What an answer means ---------------------------------------------------------------------------------------------
@@ -504,7 +505,7 @@ def _read_answer(body: bytes) -> ModelAnswer:
         raise _no_answer()
     try:
         return _answer(payload)
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, LookupError) as error:
         raise _no_answer() from error
 
 
@@ -561,7 +562,7 @@ def _error_for(status: int, body: bytes, headers: Mapping[str, str], model: str)
         )
     if status == 404:
         return _no_such_model(model)
-    if status == 402:
+    if status == 402 or (status == 429 and problem.is_out_of_credit()):
         return GeminiQuotaExhausted("The Gemini quota is used up: the project has no credit left")
     if status == 429:
         if problem.is_daily():
@@ -601,6 +602,9 @@ class _Problem:
         return any(str(detail.get("reason", "")).startswith("API_KEY_") for detail in self.details) or (
             "api key" in self.message.lower()
         )
+
+    def is_out_of_credit(self) -> bool:
+        return bool(re.search(r"prepayment credits|spending cap", self.message, re.IGNORECASE))
 
     def is_daily(self) -> bool:
         """Tell a quota that a wait won't bring back; such an answer states a short delay all the same."""

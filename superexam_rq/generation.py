@@ -82,8 +82,6 @@ _FIRST_WAIT = 4.0
 _SPREAD = 1.0
 # After so many refused requests, and none that was answered, it is not a page that Gemini can't read.
 _MAX_REFUSED = 12
-# Options that a model may refuse, one after the other, before the request as such is at fault.
-_MAX_ADAPTED = 3
 # Seconds between looks at `stop`, and between reports of a progress that does not move.
 _TICK = 0.5
 # Seconds without a new call after which the caller's thread may do other work: cuts and requests go first.
@@ -127,6 +125,9 @@ class SupportsCheckpoints(Protocol):
 
     def put(self, name: str, checkpoint: Checkpoint) -> None:
         """Keep it."""
+
+    def drop(self, name: str) -> None:
+        """Forget it."""
 
 
 class SupportsThrottle(Protocol):
@@ -215,6 +216,10 @@ class _Stopped(Exception):
     """End a task because the run ends."""
 
 
+# Under which name it may be kept, what came of a part, and the smaller parts to ask for instead.
+_Settled = tuple[str, Checkpoint, "list[_Part]"]
+
+
 @dataclass(frozen=True)
 class _Part:
     """Name pages that are asked for together; `place` is their place in reading order.
@@ -254,7 +259,7 @@ def generate(
     cost: Cost,
     progress: Callable[[int, int], None],
     stop: threading.Event,
-    take: Callable[[BatchResult], None] = lambda _result: None,
+    take: Callable[[BatchResult], bool] = lambda _result: True,
     meanwhile: Iterable[object] = (),
     parse: Callable[..., list[Any]] = parse_answer,
 ) -> Generation:
@@ -263,6 +268,7 @@ def generate(
     `progress(pages done, pages in all)` is called from this thread, at least every second; what it raises ends
     the run. So are `take`, with each batch that has questions, in the order in which they come, and `meanwhile`,
     which is asked for its next while there is nothing else to do but wait: what it does should take milliseconds.
+    `take` tells whether the batch is of any use: one that is not is not kept, so that another run asks again.
     Setting `stop` ends it too; so does a signal's exception in this thread (a time-out, a cancellation):
     nothing new is called then. `generate` sets `stop` itself when it fails. `cost` is counted up while the run
     lasts, so that it is known of a failed run as well.
@@ -285,7 +291,7 @@ class _Run:
     cost: Cost
     progress: Callable[[int, int], None]
     stop: threading.Event
-    take: Callable[[BatchResult], None]
+    take: Callable[[BatchResult], bool]
     meanwhile: Iterator[object]
     parse: Callable[..., list[Any]]
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -299,8 +305,9 @@ class _Run:
     def generate(self, batches: list[Pages]) -> Generation:
         total = sum(map(len, batches))
         settled: dict[tuple[int, int], tuple[Pages, Checkpoint]] = {}
-        running: dict[Future[tuple[Checkpoint, list[_Part]]], _Part] = {}
-        ended: queue.SimpleQueue[Future[tuple[Checkpoint, list[_Part]]]] = queue.SimpleQueue()
+        empty: list[str] = []
+        running: dict[Future[_Settled], _Part] = {}
+        ended: queue.SimpleQueue[Future[_Settled]] = queue.SimpleQueue()
         pool = ThreadPoolExecutor(self.settings.gemini_concurrency, thread_name_prefix="gemini")
 
         def submit(part: _Part) -> None:
@@ -321,21 +328,29 @@ class _Run:
                     if error := future.exception():
                         raise self._give_up(error, running)
                     part = running.pop(future)
-                    checkpoint, parts = future.result()
+                    name, checkpoint, parts = future.result()
                     for smaller in parts:
                         submit(smaller)
                     if not parts:
                         settled[part.place] = part.pages, checkpoint
                         done += len(part.pages)
-                        if checkpoint.items:
-                            self.take(BatchResult(part.pages, checkpoint.items))
+                        if not checkpoint.items:
+                            empty.append(name)
+                        elif not self.take(BatchResult(part.pages, checkpoint.items)):
+                            self.checkpoints.drop(name)
         finally:
             # Whatever was raised, be it by a signal: nothing new is called.
             if running:
                 self.stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
         self.progress(total, total)
-        return _finish([settled[place] for place in sorted(settled)])
+        try:
+            return _finish([settled[place] for place in sorted(settled)])
+        except NoQuestions:
+            # Else the next try would fail like this one, without asking.
+            for name in empty:
+                self.checkpoints.drop(name)
+            raise
 
     def _next(self, ended: queue.SimpleQueue[_T]) -> _T:
         """Return what ended next, doing other work meanwhile; raises `queue.Empty` after a tick."""
@@ -358,7 +373,7 @@ class _Run:
 
     # --- in the pool's threads ----------------------------------------------------------------------------------------
 
-    def _settle(self, part: _Part) -> tuple[Checkpoint, list[_Part]]:
+    def _settle(self, part: _Part) -> _Settled:
         """Return what came of a part, or the smaller parts to ask for instead; an error stops the whole run."""
         if self.stop.is_set():
             raise _Stopped
@@ -372,22 +387,22 @@ class _Run:
             self.stop.set()
             raise
 
-    def _look_up_or_ask(self, part: _Part) -> tuple[Checkpoint, list[_Part]]:
+    def _look_up_or_ask(self, part: _Part) -> _Settled:
         ask, count = self.ask, len(part.pages)
         name = digest(self.source.digest, part.pages, ask.model, (ask.system, ask.prompt(count)), ask.response_schema)
         kept = self.checkpoints.get(name)
         if kept is not None and not kept.parts:
             with self.lock:
                 self.cost.cached_batches += 1
-            return kept, []
+            return name, kept, []
         if kept is not None and tuple(page for pages in kept.parts for page in pages) == part.pages:
-            return kept, part.split(map(len, kept.parts))
+            return name, kept, part.split(map(len, kept.parts))
         found, parts = self._ask_for(part)
         if parts:
             found = Checkpoint(parts=tuple(smaller.pages for smaller in parts))
         if found.missing in _FINAL:
             self.checkpoints.put(name, found)
-        return found, parts
+        return name, found, parts
 
     def _ask_for(self, part: _Part) -> tuple[Checkpoint, list[_Part]]:
         single = len(part.pages) == 1
@@ -422,7 +437,8 @@ class _Run:
             elif answer.outcome is Outcome.TRUNCATED:
                 if not single:
                     return Checkpoint(), part.halves()
-                return Checkpoint(items=tuple(self.parse(answer.text, complete=False)), note=_CUT_SHORT), []
+                items = tuple(self.parse(answer.text, complete=False))
+                return Checkpoint(items=items, note=_CUT_SHORT) if items else Checkpoint(missing=_UNUSABLE), []
             elif answer.outcome is Outcome.BLOCKED:
                 return Checkpoint(missing=_BLOCKED), []
             elif answer.outcome is Outcome.RECITATION:
@@ -442,19 +458,19 @@ class _Run:
         ask = self.ask
         prompt = ask.prompt(len(part.pages)) + (_PARAPHRASE if part.paraphrase else "")
         request = ModelRequest(ask.model, pdf, ask.system, prompt, ask.response_schema)
-        asked, adapted = part.asked, 0
+        asked = part.asked
         while True:
             if not self.throttle.acquire(self.stop) or self.stop.is_set():
                 raise _Stopped
             with self.lock:
                 self.cost.calls += 1
-                self.cost.retries += asked + adapted > 0
+                self.cost.retries += asked > 0
             self.last_call = time.monotonic()
             try:
                 answer = self._call(request)
             except RequestAdapted:
-                adapted += 1
-                if adapted > _MAX_ADAPTED:
+                asked += 1
+                if asked >= MAX_ASKS:
                     raise
                 continue
             except GeminiUnavailable as error:
@@ -536,7 +552,7 @@ def _stopped() -> Cancelled:
 
 
 def _all_refused() -> GeminiRequestRefused:
-    return GeminiRequestRefused("Gemini refuses every request for this document as invalid: check schema and prompts")
+    return GeminiRequestRefused("Gemini refuses every request for this document: check its PDF, schema and prompts")
 
 
 def damage(pages: Sequence[int]) -> list[str]:

@@ -52,7 +52,8 @@ class Run:
         self._check()
         with contextlib.closing(store.connect(self.settings)) as client:
             exams = store.ExamStore(client, self.settings)
-            document = exams.take(task.doc_id, self.job.id, self.job.run, self._check)
+            begun = int(self.job.meta.get("progress", 0))
+            document = exams.take(task.doc_id, self.job.id, self.job.run, self._check, begun)
             if document.already_published:
                 summary = {"question_count": int(document.fields.get("questionCount", 0))}
             else:
@@ -70,11 +71,13 @@ class Run:
         )
         usage = metrics.UsageRecorder(self.job.connection, cost.summary)
 
-        def show(percent: int, step: str) -> None:
-            self._save_meta(progress=percent, step=step, usage=cost.summary())
+        def poll() -> None:
+            self._check()
+            if self.job.meta.get("usage") != (summary := cost.summary()):
+                self._save_meta(usage=summary)
 
-        sinks = [show, document.progress, lambda _percent, _step: usage.flush()]
-        with Progress(sinks, stop, poll=self._check) as progress:
+        sinks = [self._show, document.progress, lambda _percent, _step: usage.flush()]
+        with Progress(sinks, stop, poll=poll, percent=int(self.job.meta.get("progress", 0))) as progress:
             try:
                 exam = pipeline.make_exam(
                     task,
@@ -106,6 +109,9 @@ class Run:
 
     def _check(self) -> None:
         lifecycle.check(self.job.connection, self.settings, self.job)
+
+    def _show(self, percent: int, step: str) -> None:
+        self._save_meta(progress=percent, step=step)
 
     def _save_meta(self, **fields: Any) -> None:
         self.job.meta.update(fields)

@@ -228,7 +228,9 @@ def claim(
         if again:
             job.retries_left = job.max_attempts - 1
         job.run = int(raw.get(b"runs", 0)) + 1
-        job.meta.update(attempt=job.attempt, progress=0, step="Starting", error=None, error_code=None)
+        if again or job.meta.get("attempt") != job.attempt:  # else the run goes on with an attempt that was handed back
+            job.meta["progress"] = 0
+        job.meta.update(attempt=job.attempt, step="Starting", error=None, error_code=None)
         pipe.multi()
         execution = Execution.create(job, ttl, pipeline=pipe, worker_name=worker_name)
         job.prepare_for_execution(worker_name, pipeline=pipe)
@@ -522,7 +524,7 @@ def tell_failure(settings: Settings, job: ExamJob, deadline: float = 5.0) -> Non
     fields: dict[Any, Any] = {"retries_left": job.retries_left or 0, "meta": job._serialize_meta()}
     job.connection.hset(job.key, mapping=fields)
     if job.should_retry:
-        wanted = store.Outcome("waiting", str(job.meta["step"]))
+        wanted = store.Outcome("waiting", str(job.meta["step"]), int(job.meta.get("progress", 0)))
     else:
         wanted = store.Outcome("failed", str(job.meta["error"]))
     with contextlib.closing(store.connect(settings)) as client:
@@ -537,7 +539,8 @@ def settle_document(connection: Redis, settings: Settings, exams: ExamStore, job
     if not raw:
         return False
     job.restore(raw)
-    wanted = outcome(job)
+    due = connection.zscore(ScheduledJobRegistry(settings.queue_name, connection=connection).key, job_id)
+    wanted = outcome(job, due)
     if wanted is None:
         return False
 
@@ -550,8 +553,11 @@ def settle_document(connection: Redis, settings: Settings, exams: ExamStore, job
     return exams.settle(job.doc_id, job_id, wanted, check)
 
 
-def outcome(job: ExamJob) -> Outcome | None:
-    """Return what the document of a job without a run is to show; None where the job has nothing to say."""
+def outcome(job: ExamJob, due: float | None = None) -> Outcome | None:
+    """Return what the document of a job without a run is to show; None where the job has nothing to say.
+
+    `due` is the time of its retry, if it waits for one.
+    """
     from superexam_rq.store import Outcome
 
     status = _status(job)
@@ -560,5 +566,8 @@ def outcome(job: ExamJob) -> Outcome | None:
     if status is JobStatus.FAILED:
         return Outcome("failed", str(job.meta.get("error") or "The job failed; try again"))
     if status in {JobStatus.QUEUED, JobStatus.SCHEDULED} and job.meta.get("attempt"):
-        return Outcome("waiting", str(job.meta.get("step", "")))
+        step = str(job.meta.get("step", ""))
+        if due is not None:
+            step = retry_step(due - time.time(), job.attempt, job.max_attempts)
+        return Outcome("waiting", step, int(job.meta.get("progress", 0)))
     return None

@@ -97,10 +97,11 @@ def make_exam(
             percent = READ_PERCENT + (GENERATED_PERCENT - READ_PERCENT) * done / total
             progress.report(percent, f"Writing questions: page {done} of {total}")
 
-        def take(result: generation.BatchResult) -> None:
+        def take(result: generation.BatchResult) -> bool:
             report = questions.Report()
             found = questions.clean(result.items, result.pages, text, report, schema)
             batches[result.pages[0]] = found, report
+            return bool(found)
 
         generated = generation.generate(
             pdf.batches(pages, settings.pages_per_batch),

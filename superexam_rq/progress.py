@@ -27,7 +27,7 @@ Sink = Callable[[int, str], None]
 
 
 class Progress:
-    """Carry one run's progress (0 to 100, never falling) and step text to its sinks, from a thread of its own."""
+    """Carry one run's progress (`percent` to 100, never falling) and step to its sinks, from a thread of its own."""
 
     def __init__(
         self,
@@ -35,13 +35,14 @@ class Progress:
         stop: threading.Event,
         clock: Callable[[], float] = time.monotonic,
         poll: Callable[[], None] = lambda: None,
+        percent: int = 0,
     ):
         self._sinks = tuple(sinks)
         self._poll = poll
         self._stop_run = stop
         self._clock = clock
         self._condition = threading.Condition()
-        self._percent = 0
+        self._percent = percent
         self._step = ""
         self._dirty = False
         self._closed = False
@@ -60,10 +61,11 @@ class Progress:
     def report(self, percent: float, step: str) -> None:
         """Take a new state; it is written soon, from the other thread."""
         with self._condition:
-            self._percent = max(self._percent, min(100, int(percent)))
-            self._step = step[:MAX_STEP_LENGTH]
-            self._dirty = True
-            self._condition.notify()
+            reported = max(self._percent, min(100, int(percent))), step[:MAX_STEP_LENGTH]
+            if reported != (self._percent, self._step):
+                self._percent, self._step = reported
+                self._dirty = True
+                self._condition.notify()
 
     def check(self) -> None:
         """Raise what was found out: the document is gone, the job was cancelled, or another run owns the document."""
@@ -79,7 +81,9 @@ class Progress:
             self._thread.join()
 
     def _write_loop(self) -> None:
-        written = polled = self._clock() - MIN_INTERVAL
+        # The run has just taken the document, which is a write too.
+        written = self._clock()
+        polled = written - MIN_INTERVAL
         while self._error is None:
             with self._condition:
                 now = self._clock()

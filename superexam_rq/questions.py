@@ -100,17 +100,43 @@ def parse_answer(text: str, *, complete: bool = True) -> list[Any]:
     `UnreadableAnswer` if the text is not such an answer.
     """
     decoder = _decoder()
+    read: list[range] = []
+    whole = complete
     for start in _openings(text):
-        try:
-            value, _ = decoder.raw_decode(text, start)
-        except (ValueError, RecursionError):
+        if any(start in place for place in read):
             continue
-        items = value.get("questions") if isinstance(value, dict) else value
-        if isinstance(items, list):
+        try:
+            value, end = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            whole = False  # what is found further on may be a part of it
+            continue
+        read.append(range(start, end))
+        items = _listed(value)
+        if items is None and whole:
+            items = _meant(value)
+        if items is not None:
             return items
     if not complete:
         return list(_salvage(text, decoder))
     raise UnreadableAnswer("The model's answer is not JSON with questions")
+
+
+def _listed(value: Any) -> list[Any] | None:
+    """Return the questions of an answer in one of the forms that were asked for, or None."""
+    items = value.get("questions") if isinstance(value, dict) else value
+    if isinstance(items, list) and (not items or any(isinstance(item, dict) for item in items)):
+        return items
+    return None
+
+
+def _meant(value: Any) -> list[Any] | None:
+    """Return what must be meant as questions in an object without such a list: itself, or its only list of objects."""
+    if not isinstance(value, dict) or "questions" in value:
+        return None
+    if {"questionText", "sourcePage"} & value.keys():
+        return [value]
+    lists = [items for below in value.values() if isinstance(below, list) and (items := _listed(below))]
+    return lists[0] if len(lists) == 1 else None
 
 
 def _openings(text: str) -> list[int]:

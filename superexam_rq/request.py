@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+# A model's name as Google writes it: gemini-3.8-flash, models/gemini-flash-latest, tunedModels/abc.
+MODEL_PATTERN = r"(models/|tunedModels/)?[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class JobRequest:

@@ -13,7 +13,7 @@ from marshmallow import RAISE, Schema, ValidationError, fields, post_load, valid
 
 from superexam_rq.caller_schema import CallerSchema, SchemaError
 from superexam_rq.queueing import STATUS_NAMES
-from superexam_rq.request import JobRequest
+from superexam_rq.request import MODEL_PATTERN, JobRequest
 
 # Firestore: at most 1,500 bytes, no slash, not `.`, `..` or `__…__`. The website's ids are of 20 letters and digits.
 _FORBIDDEN_ID = re.compile(r"\.\.?|__.*__")
@@ -21,8 +21,6 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _MAX_ID_BYTES = 1500
 # The same for readers of the OpenAPI text, in the dialect of JavaScript.
 _ID_PATTERN = r"^(?!\.{1,2}$)(?!__.*__$)[^/\u0000-\u001f\u007f-\u009f\u2028\u2029]+$"
-# A model's name as Google writes it: gemini-3.8-flash, models/gemini-flash-latest, tunedModels/abc.
-_MODEL = r"^([A-Za-z]+/)?[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z"
 _PAGES = r"^ *[0-9]{1,6} *(- *[0-9]{1,6} *)?(, *[0-9]{1,6} *(- *[0-9]{1,6} *)?)*\Z"
 _MAX_PAGES_CHARS = 1000
 
@@ -130,11 +128,11 @@ class SubmissionSchema(Schema):
     model = fields.String(
         load_default=None,
         allow_none=True,
-        validate=validate.Regexp(_MODEL),
+        validate=validate.Regexp(rf"^{MODEL_PATTERN}\Z"),
         metadata={
             "description": "Another model than GEMINI_MODEL.",
             "example": "gemini-flash-latest",
-            "pattern": _MODEL.replace(r"\Z", "$"),
+            "pattern": f"^{MODEL_PATTERN}$",
         },
     )
     priority = fields.String(

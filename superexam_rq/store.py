@@ -71,12 +71,15 @@ class RequestRefused(FirestoreUnavailable):
 
 
 @contextmanager
-def _firestore_errors() -> Iterator[None]:
-    """Turn Google's errors into this service's; NotFound and FailedPrecondition are answers, and pass."""
+def _firestore_errors(*answers: type[google_errors.GoogleAPICallError]) -> Iterator[None]:
+    """Turn Google's errors into this service's; those that are `answers` pass."""
     try:
         yield
-    except (google_errors.NotFound, google_errors.FailedPrecondition):
+    except answers:
         raise
+    except (google_errors.NotFound, google_errors.FailedPrecondition) as error:
+        # Not of a document, but of the project or the database.
+        raise FirestoreUnavailable("Firestore has no such database: check GOOGLE_CLOUD_PROJECT") from error
     except google_errors.InvalidArgument as error:
         raise RequestRefused("Firestore refused a write") from error
     except (google_errors.PermissionDenied, google_errors.Unauthenticated) as error:
@@ -108,10 +111,14 @@ def connect(settings: Settings) -> firestore.Client:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Say what a document is to show: `waiting` for another run, `failed`, or `cancelled`, with the text for it."""
+    """Say what a document is to show: `waiting` for another run, `failed`, or `cancelled`, with the text for it.
+
+    Of a waiting one also how far it has come.
+    """
 
     kind: Literal["waiting", "failed", "cancelled"]
     text: str = ""
+    percent: int = 0
 
 
 @dataclass(frozen=True)
@@ -154,11 +161,14 @@ class ExamStore:
             raise DocumentGone("The document does not exist any more")
         return snapshot
 
-    def take(self, doc_id: str, job_id: str, run: int, check: Callable[[], None] = lambda: None) -> OwnedDocument:
+    def take(
+        self, doc_id: str, job_id: str, run: int, check: Callable[[], None] = lambda: None, percent: int = 0
+    ) -> OwnedDocument:
         """Make the document this run's and set it to `processing`, unless an earlier run of the job published it.
 
-        `check` raises `Superseded` where the run is no longer wanted; it is asked whenever another run's mark is
-        found. Raises `DocumentGone`, and removes what earlier runs left under a deleted document.
+        It shows `percent` as progress, not 0 where a run goes on with an attempt. `check` raises `Superseded` where
+        the run is no longer wanted; it is asked whenever another run's mark is found. Raises `DocumentGone`, and
+        removes what earlier runs left under a deleted document.
         """
         owned = OwnedDocument(self, self.document(doc_id), job_id, f"{job_id}:{run}", check)
         try:
@@ -166,7 +176,8 @@ class ExamStore:
             check()
             owned.already_published = owned.is_published()
             if not owned.already_published:
-                owned.update({"progress": 0, "currentStep": "Starting", "error": DELETE})
+                owned.show(percent, "Starting")
+                owned.update({"error": DELETE})
                 owned.remove_leftovers()
         except DocumentGone:
             self.remove_orphans(owned.reference)
@@ -186,6 +197,8 @@ class ExamStore:
         def untouched() -> None:
             if seen is not None:
                 raise Superseded("somebody has written to the document")
+            if owned.fields.get("status") != "processing":
+                raise Superseded("the document has ended")
             check()
 
         owned = OwnedDocument(self, self.document(doc_id), job_id, f"{job_id}:settled", untouched)
@@ -197,7 +210,8 @@ class ExamStore:
             if owned.fields.get("status") != "processing":
                 return False
             if outcome.kind == "waiting":
-                owned.step(outcome.text)
+                owned.show(outcome.percent, outcome.text)
+                owned.update({}, deadline=PROGRESS_TIMEOUT, timeout=PROGRESS_TIMEOUT)
             elif outcome.kind == "failed":
                 owned.fail(outcome.text)
             else:
@@ -258,7 +272,7 @@ class ExamStore:
         """Commit one batch, once, and return the time of the document's update."""
         batch = self._client.batch()
         build(batch)
-        with _firestore_errors():
+        with _firestore_errors(google_errors.NotFound, google_errors.FailedPrecondition):
             results = batch.commit(retry=None, timeout=timeout)
         return results[0].update_time
 
@@ -284,6 +298,8 @@ class OwnedDocument:
         self.job_id = job_id
         self.run = run
         self.fields: dict[str, Any] = {}
+        # What each write shows as long as the document is `processing`: the website may have written over it.
+        self._shown: dict[str, Any] = {}
         # An earlier run of the job published and died before it could say so: there is nothing left to do.
         self.already_published = False
         self._update_time: Any = None
@@ -303,24 +319,30 @@ class OwnedDocument:
         job_id, _, number = str(self.fields.get("run", "")).rpartition(":")
         return self.fields.get("status") == "ready" and job_id == self.job_id and number.isdigit()
 
+    def show(self, percent: int, step: str) -> None:
+        """Let the next writes show how far the run is."""
+        self._shown = {"progress": percent, "currentStep": step}
+
     def progress(self, percent: int, step: str) -> None:
         """Show how far the run is; raises `FirestoreUnavailable` after one try."""
-        self.update({"progress": percent, "currentStep": step}, deadline=0, timeout=PROGRESS_TIMEOUT)
-
-    def step(self, text: str) -> None:
-        """Show a step, and leave the progress as it is."""
-        self.update({"currentStep": text}, deadline=PROGRESS_TIMEOUT, timeout=PROGRESS_TIMEOUT)
+        self.show(percent, step)
+        self.update({}, deadline=0, timeout=PROGRESS_TIMEOUT)
 
     def fail(self, text: str) -> None:
         """Set `failed` with a text for teachers."""
-        self.remove_leftovers()
+        self._fence()
         self.update({"status": "failed", "error": text, "progress": DELETE, "currentStep": DELETE})
 
     def put_back(self) -> None:
         """Set what the document was before the job: `ready` if it has questions, else `uploaded`."""
-        self.remove_leftovers()
+        self._fence()
         status = "ready" if self._store.has_questions(self.reference) else "uploaded"
         self.update({"status": status, "error": DELETE, "progress": DELETE, "currentStep": DELETE})
+
+    def _fence(self) -> None:
+        """Keep out what a dead run may still have on its way to Firestore, and only then remove what it left."""
+        self.update({})
+        self.remove_leftovers()
 
     def publish(
         self, questions: Sequence[Mapping[str, Any]], fields: Mapping[str, Any], stop: Callable[[], None] = lambda: None
@@ -407,7 +429,7 @@ class OwnedDocument:
         """
         deadline = self._store.deadline if deadline is None else deadline
         self._updated_at = max(self._updated_at + 1, self._store.now_ms())
-        written = {"status": "processing", **fields, "run": self.run, "updatedAt": self._updated_at}
+        written = {"status": "processing", **self._shown, **fields, "run": self.run, "updatedAt": self._updated_at}
         collection = self.reference.collection("questions")
 
         def build(batch: firestore.WriteBatch) -> None:
@@ -445,9 +467,9 @@ class OwnedDocument:
         if mine and found.get("updatedAt") == self._updated_at:
             self._update_time = snapshot.update_time
             return True
+        self.adopt(snapshot)
         if not mine:
             self._check()
-        self.adopt(snapshot)
         return False
 
 

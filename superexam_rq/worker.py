@@ -41,6 +41,7 @@ from rq.job import Job
 from rq.registry import ScheduledJobRegistry
 from rq.scheduler import RQScheduler
 from rq.serializers import JSONSerializer
+from rq.suspension import is_suspended
 from rq.timeouts import JobTimeoutException
 from rq.worker import WorkerStatus
 
@@ -61,6 +62,9 @@ STALE_SECONDS = 600
 # How long a retry may be overdue until a worker queues it in place of the scheduler.
 OVERDUE = 3
 SWEEP_INTERVAL = 30
+# Documents of jobs that wait for a retry are told again so often (contract §3), of the next ones due.
+REMIND_INTERVAL = 10
+MAX_REMINDED = 50
 # A child that tells Firestore something gives up after this; less than SWEEP_INTERVAL, so that sweeps never overlap.
 CHILD_SECONDS = 25
 # How long a worker that stops waits for its children.
@@ -360,6 +364,21 @@ class ExamWorker(LoggedWorker):
             self.check_for_suspension(burst=False)
         self._looked = time.monotonic()
 
+    def check_for_suspension(self, burst: bool) -> None:
+        """Take no job while `rq suspend` is in force, as RQ does, and go on looking after what others lost."""
+        state = None
+        while not burst and not self._stop_requested and is_suspended(self.connection, self):
+            if state is None:
+                self.log.info("Worker %s: suspended, run `rq resume` to resume", self.name)
+                state = self.get_state()
+                self.set_state(WorkerStatus.SUSPENDED)
+            self._look_around()
+            time.sleep(1)
+        if state is not None:
+            self.set_state(state)
+        if burst:
+            super().check_for_suspension(burst)
+
     def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
         """Show that the run lives, look around, and break the run off where the time to stop has come."""
         try:
@@ -378,8 +397,9 @@ class ExamWorker(LoggedWorker):
             pipe.zrange(started, 0, -1, withscores=True)
             pipe.lrange(self.queue.intermediate_queue_key, 0, -1)
             pipe.zrangebyscore(scheduled, "-inf", time.time() - OVERDUE, start=0, num=100)
+            pipe.zrange(scheduled, 0, MAX_REMINDED - 1)
             pipe.set(self.settings.key("sweep"), self.name, nx=True, ex=SWEEP_INTERVAL)
-            runs, popped, overdue, sweeping = pipe.execute()
+            runs, popped, overdue, waiting, sweeping = pipe.execute()
         seen = {entry.decode(): float(score) for entry, score in runs}
         lost = []
         for entry in self._runs.look(seen):
@@ -396,6 +416,8 @@ class ExamWorker(LoggedWorker):
             self._spawn(lifecycle.settle, self.connection, self.settings, lost)
         if sweeping:
             self._spawn(sweep.run, self.connection, self.settings)
+        if waiting and self.connection.set(self.settings.key("remind"), self.name, nx=True, ex=REMIND_INTERVAL):
+            self._spawn(lifecycle.settle, self.connection, self.settings, [job_id.decode() for job_id in waiting])
 
     def _spawn(self, function: Callable[..., None], *arguments: Any) -> None:
         """Call a function in a child process of its own, which ends by itself."""

@@ -37,13 +37,30 @@ class Crash(BaseException):
 
 
 class Exams(store.ExamStore):
-    """Be the real store, with somebody looking before and after each commit."""
+    """Be the real store, with somebody looking before and after each commit, and before each call of any kind."""
 
     before: Callable[[], None] = staticmethod(lambda: None)
     after: Callable[[], None] = staticmethod(lambda: None)
+    call: Callable[[], None] = staticmethod(lambda: None)
+
+    def read(self, reference: firestore.DocumentReference) -> firestore.DocumentSnapshot:
+        """Read as the real store does."""
+        self.call()
+        return super().read(reference)
+
+    def question_ids(self, reference: firestore.DocumentReference) -> list[str]:
+        """Read as the real store does."""
+        self.call()
+        return super().question_ids(reference)
+
+    def has_questions(self, reference: firestore.DocumentReference) -> bool:
+        """Read as the real store does."""
+        self.call()
+        return super().has_questions(reference)
 
     def commit(self, build: Callable[[firestore.WriteBatch], None], timeout: float = store.CALL_TIMEOUT) -> Any:
         """Commit as the real store does."""
+        self.call()
         self.before()
         result = super().commit(build, timeout)
         self.after()
@@ -349,6 +366,27 @@ class PublicationModel(RuleBasedStateMachine):
         if kind == "cancelled" and fields:
             assert fields["status"] in {"ready", "uploaded", "failed"}
 
+    @rule(run=consumes(runs), kind=st.sampled_from(["cancelled", "failed"]), call=st.integers(0, 6))
+    def settle_as_a_commit_lands(self, run: Run, kind: Any, call: int) -> None:
+        """End the current job while the last commit of a killed run is still on its way: it lands at some call."""
+        run.crash_at = 2 * run.commits + 1
+        left = call
+
+        def land() -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                self.exams.call = lambda: None
+                run.go()
+
+        self.exams.call = land
+        try:
+            self.settle(kind)
+        finally:
+            self.exams.call = lambda: None
+        if not run.dead:
+            run.go()
+
     @rule()
     def delete(self) -> None:
         """Let the user delete the document, as the website does, and upload it anew."""
@@ -387,3 +425,29 @@ def test_no_sequence_of_crashes_shows_a_reader_a_mixture(
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large]
     limits = settings(max_examples=120, stateful_step_count=10, deadline=None, suppress_health_check=checks)
     run_state_machine_as_test(PublicationModel, settings=limits)
+
+
+@pytest.mark.parametrize("kind", ["cancelled", "failed"])
+@pytest.mark.parametrize("count", [1, 9])
+@pytest.mark.parametrize("old", [0, 8])
+def test_a_commit_that_lands_late_makes_no_mixture(
+    server: FirestoreServer, monkeypatch: pytest.MonkeyPatch, old: int, count: int, kind: str
+) -> None:
+    """Each commit of a run that was killed, landing before each call by which its document is settled."""
+    monkeypatch.setattr(store, "COMMIT_WRITES", 3)
+    PublicationModel.server = server
+    for commit in range(12):
+        for call in range(8):
+            model = PublicationModel()
+            model.start(old)
+            run = Run(model, 1, 1, count)
+            model.known[run.token], model.wanted, run.pause_at = count, (1, 1), commit
+            run.go()
+            ended = run.dead
+            if not ended:
+                model.settle_as_a_commit_lands(run, kind, call)
+                model.check_reader()
+            model.teardown()
+            if ended:
+                assert commit
+                return

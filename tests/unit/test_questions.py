@@ -9,7 +9,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from superexam_rq.caller_schema import CallerSchema
@@ -93,6 +93,18 @@ class TestParse:
         items = [item(), item(explanation="Write ```code``` [1] {2}")]
         assert parse_answer(wrapping % json.dumps(items)) == items
 
+    def test_reads_what_can_only_be_meant_as_questions(self) -> None:
+        """A question by itself, also one of the caller's own form; a list under another name."""
+        assert parse_answer(json.dumps(item())) == [item()]
+        own = {"sourcePage": 1, "front": "a", "hints": [{"text": "b"}]}
+        assert parse_answer(json.dumps(own)) == [own]
+        assert parse_answer(json.dumps({"title": "x", "tags": ["a"], "exam": [item()]})) == [item()]
+
+    def test_a_broken_list_is_not_its_first_question(self) -> None:
+        """The caller asks once more."""
+        with pytest.raises(UnreadableAnswer):
+            parse_answer(json.dumps([item(), item()]).replace("}, {", "} {"))
+
     def test_reads_raw_line_breaks_in_texts(self) -> None:
         """Models leave out the escape."""
         assert parse_answer('[{"explanation": "one\ntwo"}]') == [{"explanation": "one\ntwo"}]
@@ -102,7 +114,17 @@ class TestParse:
         assert parse_answer('[{"a": NaN, "b": -Infinity, "c": 1e999}]') == [{"a": None, "b": None, "c": None}]
 
     @pytest.mark.parametrize(
-        "text", ["", "I can't help with that.", '{"error": "no"}', '{"questions": 3}', "[" * 100_000, "7", '"[1"']
+        "text",
+        [
+            *("", "I can't help with that.", '{"error": "no"}', '{"questions": 3}', "[" * 100_000, "7", '"[1"'),
+            *(
+                "I can't read these pages [1].",
+                '{"error": "unreadable", "pages": []}',
+                '{"questions": ["Why?"]}',
+                "[1, 2]",
+            ),
+            '{"questions": {"choices": [{"text": "a"}]}}',
+        ],
     )
     def test_refuses_what_holds_no_questions(self, text: str) -> None:
         """The caller asks once more."""
@@ -586,6 +608,7 @@ near = st.fixed_dictionaries(
 def test_whatever_the_model_answers_the_exam_can_be_answered(items: list[Any], count: int | None) -> None:
     """Everything published satisfies contract §3, and every item is published, dropped or left out for a reason."""
     text = json.dumps({"questions": items})
+    assume(not items or any(isinstance(one, dict) for one in items))  # else it is no answer: see TestParse
     report = Report()
     kept = clean(parse_answer(text), tuple(PAGES), PAGES.__getitem__, report)
     made = number(assemble(kept, max_questions=count, report=report), "tok")
