@@ -6,7 +6,7 @@ A batch is settled when its pages have an answer, or a reason why they will have
 what came              what is done
 =====================  =================================================================================
 complete               kept
-truncated              asked in halves; of a single page the complete questions are kept
+truncated              asked in halves; of a single page its complete questions are kept, if any
 recitation             once more with the wish to paraphrase, then page by page, then left out
 blocked                left out
 nothing, not JSON      once more, then left out

@@ -139,8 +139,12 @@ def _rows() -> dict[str, Row]:
     # Without a part of the answer, they mean the same.
     rows |= {
         f"finish {reason}, no parts": replace(_finished(reason), fault=Fault.finished(reason, "none", **on))
-        for reason in ("MAX_TOKENS", "SAFETY", "RECITATION", "OTHER")
+        for reason in ("SAFETY", "RECITATION", "OTHER")
     }
+    # Cut short before the first question is no answer.
+    rows["finish MAX_TOKENS, no parts"] = Row(
+        Fault.finished("MAX_TOKENS", "none", **on), Outcome.TRUNCATED, 2, UNUSABLE.replace("pages 1-2", "page 1")
+    )
     rows |= {
         "STOP, cut in the middle": Row(
             Fault.finished("STOP", "partial", keep=0.01, **on), Outcome.COMPLETE, 2, UNUSABLE
