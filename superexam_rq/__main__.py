@@ -2,4 +2,4 @@
 
 from superexam_rq.cli import main
 
-main(prog_name="superexam")
+main()

@@ -5,11 +5,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import secrets
 import shlex
+import signal
 import socket
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -30,14 +35,20 @@ def _exports(settings: Settings) -> dict[str, str]:
     return {"RQ_KEY_PREFIX": settings.rq_key_prefix, "RQ_REDIS_URL": settings.redis_url}
 
 
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from None
+
+
 def _become(settings: Settings, *arguments: str) -> NoReturn:
     # Here and not at the top: the other commands need no RQ.
     from superexam_rq import queueing
 
-    try:
+    with _one_line():
         queueing.connect(settings).close()
-    except ConfigError as error:
-        raise click.ClickException(str(error)) from None
     sys.stdout.flush()
     os.execve(sys.executable, [sys.executable, "-m", *arguments], os.environ | _exports(settings))
 
@@ -47,6 +58,36 @@ def _become_gunicorn(door: str) -> NoReturn:
     if not GUNICORN_CONFIG.is_file():
         raise click.ClickException(f"{GUNICORN_CONFIG} is not here: run this from the project's root")
     _become(settings, "gunicorn", "-c", str(GUNICORN_CONFIG), door)
+
+
+def _wait_for_redis(settings: Settings) -> None:
+    """Wait until Redis serves, and `rq suspend` is no more in force: RQ's own worker would end at once."""
+    from redis.exceptions import AuthenticationError, RedisError
+    from rq.suspension import is_suspended
+
+    from superexam_rq import logs, queueing
+
+    logs.configure(settings)
+    log = logging.getLogger("superexam_rq.worker")
+    # Of the first process in a container the kernel drops a signal that it does not handle.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    told = ""
+    with _one_line():
+        redis = queueing.connect(settings)
+    with contextlib.closing(redis):
+        while True:
+            try:
+                reason = "suspended, run `rq resume` to resume" if is_suspended(redis) else ""
+            except RedisError as error:
+                reason = queueing.away(error) or str(error)
+                if isinstance(error, AuthenticationError):
+                    raise click.ClickException(reason) from None
+            if not reason:
+                return
+            if reason != told:
+                log.warning("Waiting to start: %s", reason)
+            told = reason
+            time.sleep(1)
 
 
 @click.group()
@@ -73,6 +114,7 @@ def worker() -> None:
     settings = load_settings()
     # The name tells an operator the machine, and a container's health check which registration is its own.
     name = f"{socket.gethostname()}-{secrets.token_hex(4)}"
+    _wait_for_redis(settings)
     options = ("-S", "json", "-w", "superexam_rq.worker.ExamWorker", "--name", name, "--with-scheduler")
     _become(settings, "rq.cli", "worker", *options, settings.queue_name)
 

@@ -45,6 +45,7 @@ WEBSITE_BUCKET = "superexam-uploads"
 FORGOTTEN_PREFIX = "rq"
 OLDEST_REDIS = (6, 2)
 
+SETTLING_SECONDS = 1.0
 WAITING_SECONDS = 600
 OVERDUE_SECONDS = 60
 # A run writes its progress at least every 15 s; a document that nobody has written for longer is stuck, not foreign.
@@ -101,7 +102,8 @@ class Ward:
     def __init__(self, environ: Mapping[str, str], dotenv: Path) -> None:
         self.environ = environ
         self.dotenv = dotenv
-        self.workers = 0
+        # How many workers the API has counted; None where there is none to ask.
+        self.seen_by_api: int | None = None
 
     @property
     def queue(self) -> queueing.JobQueue:
@@ -294,12 +296,23 @@ def _api(ward: Ward) -> str:
     theirs = (health.get("prefix"), health.get("queue"))
     if theirs != (ward.settings.redis_key_prefix, ward.settings.queue_name):
         raise Trouble(f"{url} uses prefix and queue {theirs}", "restart it with these settings, or ask the right one")
+    ward.seen_by_api = int(health.get("workers", 0))
     return f"healthy at {url}"
 
 
 def _workers(ward: Ward) -> str:
     health = ward.queue.health()
-    ward.workers = health.workers
+    theirs = ward.seen_by_api
+    if theirs is not None and theirs != health.workers:
+        # One may have started or ended just now.
+        time.sleep(SETTLING_SECONDS)
+        _api(ward)
+        health, theirs = ward.queue.health(), ward.seen_by_api
+        if theirs != health.workers:
+            raise Trouble(
+                f"the API sees {theirs} alive, this shell {health.workers}: they look at different Redis servers",
+                "compare REDIS_URL, or REDIS_HOST, REDIS_PORT and REDIS_DB, of both",
+            )
     if not health.workers:
         raise Trouble(
             f"no worker listens on the queue {ward.settings.queue_name!r}; {health.queued} jobs wait",

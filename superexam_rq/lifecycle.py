@@ -15,6 +15,7 @@ here; `settle` alone reaches Firestore, and imports it only then.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -43,7 +44,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+log = logging.getLogger("rq.worker")
+
 LIVE = frozenset(JobStatus) - {JobStatus.FINISHED, JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED}
+_LIVE_VALUES = frozenset(status.value for status in LIVE)
 
 # A job that waits longer than this for a worker is no longer protected from a second submission: every key expires.
 # The sweep renews the time while the job lives.
@@ -87,6 +91,10 @@ class Cancelling(Enum):
     REQUESTED = "requested"  # it runs: its worker stops it and settles the document, within seconds
 
 
+class Unreadable(NoSuchJobError):
+    """Report a job whose hash some other program has spoilt; RQ's own tools pass over it as over a missing one."""
+
+
 class ExamJob(Job):
     """Be RQ's job, with a retry that can't be lost half-way.
 
@@ -96,6 +104,18 @@ class ExamJob(Job):
 
     run: int = 0
     lost: bool = False
+
+    def restore(self, raw_data: Any) -> None:
+        """Take what Redis holds; raises `Unreadable` where RQ would raise anything, or go on with half of it."""
+        try:
+            super().restore(raw_data)
+            self.run = int(raw_data.get(b"runs", 0))
+        except NoSuchJobError as error:
+            raise Unreadable(str(error)) from None
+        except Exception as error:
+            raise Unreadable(f"The job {self.id} can't be read: {type(error).__name__}: {error}") from error
+        if not isinstance(self.meta, dict) or "unserialized" in self.meta:
+            raise Unreadable(f"The job {self.id} can't be read: its meta is not JSON")
 
     def get_retry_interval(self) -> int:
         """Return the seconds to wait before the next run: none after a crash, which no waiting would mend."""
@@ -168,7 +188,7 @@ def document_key_ttl(settings: Settings, status: JobStatus) -> int:
 
 def is_live(status: bytes | str | None) -> bool:
     """Tell whether a job with this status (None: there is no such job) will run, or runs."""
-    return status is not None and JobStatus(as_text(status)) in LIVE
+    return status is not None and as_text(status) in _LIVE_VALUES
 
 
 def announce(connection: Redis | Pipeline, settings: Settings, job_id: str) -> None:
@@ -188,7 +208,6 @@ def fetch(queue: Queue, job_id: str, connection: Redis | Pipeline | None = None)
     if not raw:
         raise NoSuchJobError(f"No such job: {job.key}")
     job.restore(raw)
-    job.run = int(raw.get(b"runs", 0))
     return job
 
 
@@ -209,8 +228,10 @@ def claim(
         key = document_key(settings, job.doc_id)
         pipe.watch(job.key, key)
         raw = pipe.hgetall(job.key)
-        if raw:
+        try:
             job.restore(raw)
+        except NoSuchJobError:
+            raw = {}
         # The answer to an earlier try may have got lost: then the job is this worker's already.
         mine = _status(job) is JobStatus.STARTED and job.worker_name == worker_name
         if not raw or (_status(job) is not JobStatus.QUEUED and not mine):
@@ -257,7 +278,9 @@ def put_back(queue: Queue, job_id: str) -> None:
     def step(pipe: Pipeline) -> None:
         pipe.watch(Job.key_for(job_id), queue.intermediate_queue_key)
         popped = pipe.lpos(queue.intermediate_queue_key, job_id) is not None
-        waits = as_text(pipe.hget(Job.key_for(job_id), "status") or b"") == JobStatus.QUEUED.value
+        waits = False
+        with contextlib.suppress(NoSuchJobError):
+            waits = _status(fetch(queue, job_id, pipe)) is JobStatus.QUEUED
         pipe.multi()
         pipe.lrem(queue.intermediate_queue_key, 1, job_id)
         if popped and waits:
@@ -407,6 +430,14 @@ def finish_cancelled(job: ExamJob, queue: Queue, settings: Settings, execution: 
     announce(queue.connection, settings, job.id)
 
 
+def set_aside(queue: Queue, settings: Settings, job_id: str) -> None:
+    """Fail a job that can't be read and is in no list, so that it holds up nothing; its hash stays for a look at it."""
+    with queue.connection.pipeline() as pipe:
+        pipe.hset(Job.key_for(job_id), "status", JobStatus.FAILED.value)
+        pipe.expire(Job.key_for(job_id), settings.job_ttl)
+        pipe.execute()
+
+
 # What a caller may ask for
 
 
@@ -510,7 +541,11 @@ def settle(connection: Redis, settings: Settings, job_ids: Iterable[str], deadli
     with contextlib.closing(store.connect(settings)) as client:
         exams = store.ExamStore(client, settings, deadline=deadline)
         for job_id in job_ids:
-            settle_document(connection, settings, exams, job_id)
+            try:
+                settle_document(connection, settings, exams, job_id)
+            except (store.RequestRefused, NoSuchJobError) as error:
+                # Of this document alone: the others are told all the same.
+                log.warning("job %s: its document can't be told: %s", job_id, error)
 
 
 def tell_failure(settings: Settings, job: ExamJob, deadline: float = 5.0) -> None:

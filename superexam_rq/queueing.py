@@ -8,6 +8,7 @@ the job object of the HTTP contract. Cancelling and retrying is in `lifecycle`.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -32,6 +33,8 @@ from superexam_rq.errors import ConfigError
 from superexam_rq.lifecycle import LIVE, ExamJob, retry_step
 from superexam_rq.request import JobRequest
 from superexam_rq.submission import Submission, Submitter
+
+log = logging.getLogger(__name__)
 
 # Together with the rate limit's own trip (auth) a caller is answered within 2 s, also where Redis hangs.
 CONNECT_SECONDS = 0.5
@@ -65,6 +68,7 @@ _REFUSALS = {
     "WRONGPASS": "Redis refuses the password of REDIS_URL or REDIS_PASSWORD",
     "NOPERM": "Redis lets this user not do that: see the ACL in deploy",
     "DENIED": "Redis is in protected mode",
+    "UNBLOCKED": "Redis has become a replica",
 }
 
 # Count and page in one trip, newest first; forget jobs whose hash has expired. KEYS: the index. ARGV: prefix of job
@@ -200,7 +204,7 @@ class JobQueue:
             self._ask(pipe, job_id)
             pipe.lpos(self.queue.key, job_id)
             found, due, position = pipe.execute()
-        return self._job_object(job_id, found, due, position)
+        return self._readable(job_id, found, due, position)
 
     def snapshots(self, job_ids: Iterable[str]) -> dict[str, JobObject]:
         """Return the job objects of those that exist, in the order given; one trip."""
@@ -214,7 +218,7 @@ class JobQueue:
         positions = {as_text(job_id): position for position, job_id in enumerate(waiting)}
         objects = {}
         for job_id, found, due in zip(wanted, answers[::2], answers[1::2], strict=True):
-            job = self._job_object(job_id, found, due, positions.get(job_id))
+            job = self._readable(job_id, found, due, positions.get(job_id))
             if job is not None:
                 objects[job_id] = job
         return objects
@@ -232,14 +236,22 @@ class JobQueue:
         pipe.hmget(Job.key_for(job_id), "status", "meta", "created_at", "started_at", "ended_at", "ended")
         pipe.zscore(self.scheduled.key, job_id)
 
-    def _job_object(
+    def _readable(
         self, job_id: str, found: Sequence[bytes | None], due: float | None, position: int | None
     ) -> JobObject | None:
-        raw_status, raw_meta, created, started, ended, put_back = found
-        if raw_status is None:
+        """Return the job object; None where there is no job, or another program has spoilt its hash."""
+        try:
+            return self._job_object(job_id, found, due, position) if found[0] is not None else None
+        except (ValueError, TypeError, AttributeError) as error:
+            log.warning("job %s can't be read: %s", job_id, error)
             return None
+
+    def _job_object(
+        self, job_id: str, found: Sequence[bytes | None], due: float | None, position: int | None
+    ) -> JobObject:
+        raw_status, raw_meta, created, started, ended, put_back = found
         meta = JSONSerializer.loads(raw_meta) if raw_meta else {}
-        status = JobStatus(as_text(raw_status))
+        status = JobStatus(as_text(raw_status or b""))
         if status is JobStatus.QUEUED and put_back is not None:  # by RQ's own tools: a new beginning
             meta = {"doc_id": meta.get("doc_id"), "max_attempts": meta.get("max_attempts", 1)}
         max_attempts = int(meta.get("max_attempts", 1))

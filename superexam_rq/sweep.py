@@ -80,21 +80,20 @@ def _keep(queue: Queue, settings: Settings, live: dict[str, Any]) -> None:
         pipe.zrange(ScheduledJobRegistry(queue=queue).key, 0, -1)
         pipe.zrange(queue.started_job_registry.key, 0, -1)
         for job_id in live:
-            pipe.hget(Job.key_for(job_id), "meta")
+            pipe.hget(Job.key_for(job_id), "doc_id")
         for job_id in live:
             pipe.ttl(Job.key_for(job_id))
         queued, popped, scheduled, started, *rest = pipe.execute()
-    metas, ttls = rest[: len(live)], rest[len(live) :]
+    documents, ttls = rest[: len(live)], rest[len(live) :]
     held = {as_text(entry).partition(":")[0] for entry in (*queued, *popped, *scheduled, *started)}
     for job_id in live:
         if job_id not in held:
             _revive(queue, settings, job_id)
     with queue.connection.pipeline(transaction=False) as pipe:
-        for job_id, meta in zip(live, metas, strict=True):
-            if meta:
-                doc_id = str(JSONSerializer.loads(meta).get("doc_id", ""))
+        for job_id, doc_id in zip(live, documents, strict=True):
+            if doc_id:
                 status = JobStatus(as_text(live[job_id][0]))
-                pipe.expire(document_key(settings, doc_id), lifecycle.document_key_ttl(settings, status))
+                pipe.expire(document_key(settings, as_text(doc_id)), lifecycle.document_key_ttl(settings, status))
         pipe.execute()
     for job_id, ttl in zip(live, ttls, strict=True):
         if ttl >= 0:
@@ -121,6 +120,8 @@ def _revive(queue: Queue, settings: Settings, job_id: str) -> None:
         pipe.watch(Job.key_for(job_id))
         try:
             job = lifecycle.fetch(queue, job_id, pipe)
+        except lifecycle.Unreadable:
+            raise
         except NoSuchJobError:
             return False
         status = job.get_status(refresh=False)
@@ -145,7 +146,13 @@ def _revive(queue: Queue, settings: Settings, job_id: str) -> None:
         queue._enqueue_job(job, pipeline=pipe)
         return True
 
-    if lifecycle.transaction(queue.connection, step):
+    try:
+        revived = lifecycle.transaction(queue.connection, step)
+    except lifecycle.Unreadable as error:
+        log.error("sweep: %s; it is failed", error)
+        lifecycle.set_aside(queue, settings, job_id)
+        return
+    if revived:
         log.warning("sweep: job %s was in no list; it goes on", job_id)
         lifecycle.announce(queue.connection, settings, job_id)
 
@@ -176,8 +183,12 @@ def documents(connection: Redis, settings: Settings, exams: store.ExamStore) -> 
             if newest != holder or (holder and lifecycle.is_live(connection.hget(Job.key_for(holder), "status"))):
                 raise Superseded("the document has a job")
 
-        if exams.settle(snapshot.id, holder, outcome, check, seen=snapshot.update_time):
-            log.warning("sweep: document %s had no live job: %s %s", snapshot.id, outcome.kind, outcome.text)
+        try:
+            if exams.settle(snapshot.id, holder, outcome, check, seen=snapshot.update_time):
+                log.warning("sweep: document %s had no live job: %s %s", snapshot.id, outcome.kind, outcome.text)
+        except store.RequestRefused as error:
+            # Of this document alone: the others are looked at all the same.
+            log.warning("sweep: document %s can't be told: %s", snapshot.id, error)
 
 
 def _outcome(

@@ -86,10 +86,14 @@ def store(
         "progress": 0,
         "createdAt": int(time.time() * 1000),
     }
-    with _firestore():
-        system_id = _store_prompt(client, settings.collection("system-prompts"), kind, system)
-        custom_id = _store_prompt(client, settings.collection("custom-prompts"), kind, custom)
-        document.set(fields, timeout=CALL_SECONDS, retry=RETRY)
+    try:
+        with _firestore():
+            system_id = _store_prompt(client, settings.collection("system-prompts"), kind, system)
+            custom_id = _store_prompt(client, settings.collection("custom-prompts"), kind, custom)
+            document.set(fields, timeout=CALL_SECONDS, retry=RETRY)
+    except BaseException:
+        _discard_pdf(settings, file_path)
+        raise
     return StoredExam(doc_id, system_id, custom_id, file_path, document)
 
 
@@ -97,12 +101,7 @@ def discard(exam: StoredExam, settings: Settings) -> None:
     """Remove a document that was not submitted, and its PDF; prompts stay for the next time."""
     with contextlib.suppress(StorageError), _firestore():
         exam.document.delete(timeout=CALL_SECONDS, retry=RETRY)
-    if settings.gcs_bucket_name:
-        with contextlib.suppress(StorageError), _bucket(settings) as bucket:
-            bucket.blob(exam.file_path).delete(timeout=CALL_SECONDS)
-    else:
-        with contextlib.suppress(OSError):
-            (settings.uploads_dir / exam.file_path).unlink()
+    _discard_pdf(settings, exam.file_path)
 
 
 def read(document: firestore.DocumentReference) -> dict[str, Any]:
@@ -179,6 +178,15 @@ def _store_pdf(settings: Settings, pdf: Path, name: str) -> None:
         ) from None
 
 
+def _discard_pdf(settings: Settings, name: str) -> None:
+    if settings.gcs_bucket_name:
+        with contextlib.suppress(StorageError), _bucket(settings) as bucket:
+            bucket.blob(name).delete(timeout=CALL_SECONDS)
+    else:
+        with contextlib.suppress(OSError):
+            (settings.uploads_dir / name).unlink()
+
+
 @contextlib.contextmanager
 def _bucket(settings: Settings) -> Iterator[Any]:
     from google.cloud.storage import Client
@@ -195,7 +203,9 @@ def _firestore() -> Iterator[None]:
     try:
         yield
     except (GoogleAPICallError, RetryError, GoogleAuthError) as error:
-        raise StorageError(f"Firestore can't be used: {_reason(error)}; `superexam doctor` looks closer") from None
+        raise StorageError(
+            f"Firestore can't be used: {_reason(error)}; `python -m superexam_rq doctor` looks closer"
+        ) from None
 
 
 def _reason(error: Exception) -> str:

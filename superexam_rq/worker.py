@@ -21,7 +21,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -33,7 +33,7 @@ from redis.exceptions import BusyLoadingError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
-from rq import Queue
+from rq import Queue, worker_registration
 from rq.connections import parse_connection
 from rq.exceptions import NoSuchJobError, StopRequested
 from rq.executions import Execution
@@ -44,13 +44,14 @@ from rq.serializers import JSONSerializer
 from rq.suspension import is_suspended
 from rq.timeouts import JobTimeoutException
 from rq.worker import WorkerStatus
+from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
 from superexam_rq import gemini, jobs, lifecycle, logs, sweep  # noqa: F401  (jobs: preloaded for the horse)
 from superexam_rq.config import Settings
 from superexam_rq.errors import ConfigError, JobTimeout, SuperExamError, WorkerLost
 from superexam_rq.lifecycle import ExamJob
 from superexam_rq.processes import die_with_parent
-from superexam_rq.queueing import check_key_prefix
+from superexam_rq.queueing import away, check_key_prefix
 from superexam_rq.worker_logs import LoggedWorker
 
 # Seconds. A run shows that it lives every HEARTBEAT; a worker looks around every LOOK while idle, HEARTBEAT while busy.
@@ -67,6 +68,9 @@ REMIND_INTERVAL = 10
 MAX_REMINDED = 50
 # A child that tells Firestore something gives up after this; less than SWEEP_INTERVAL, so that sweeps never overlap.
 CHILD_SECONDS = 25
+# Tries after which an outage of Redis is told, and the pause after a refusal.
+TOLD_AFTER = 4
+REFUSAL_PAUSE = 1.0
 # How long a worker that stops waits for its children.
 LAST_SECONDS = 5.0
 SCHEDULER_INTERVAL = 10.0
@@ -114,6 +118,8 @@ class Patience(ExponentialWithJitterBackoff):
         """Return the seconds to wait; raises RQ's `StopRequested`."""
         if self._may_give_up():
             raise StopRequested
+        if failures == TOLD_AFTER:
+            logging.getLogger("rq.worker").warning("Redis can't be reached; trying again")
         return super().compute(failures)
 
 
@@ -121,9 +127,14 @@ class ExamScheduler(RQScheduler):
     """Be RQ's scheduler, and end with the worker that started it."""
 
     def work(self) -> None:
-        """Queue retries when their time has come, until told to stop."""
-        die_with_parent(signal.SIGKILL)
-        super().work()  # type: ignore[no-untyped-call]
+        """Queue retries when their time has come, until told to stop, or Redis can't serve: then it is started anew."""
+        _die_with_parent(signal.SIGKILL)
+        try:
+            super().work()  # type: ignore[no-untyped-call]
+        except RedisError as error:
+            if (reason := away(error)) is None:
+                raise
+            self.log.warning("The scheduler ends: %s", reason)
 
 
 class ExamWorker(LoggedWorker):
@@ -151,6 +162,7 @@ class ExamWorker(LoggedWorker):
         if connection is None:
             connection = Redis.from_url(self.settings.redis_url)
         if prepare_for_work:
+            _die_with_parent(signal.SIGTERM)  # that of a pool
             logs.configure(self.settings)
             gemini.preload(self.settings)
             connection = self._patient(connection)
@@ -190,7 +202,40 @@ class ExamWorker(LoggedWorker):
         return client_class(connection_pool=ConnectionPool(connection_class=connection_class, **options))
 
     def _may_give_up(self) -> bool:
-        return getattr(self, "_stop_requested", False) and not self.executions and not self._is_horse
+        if not getattr(self, "_stop_requested", False) or self._is_horse:
+            return False
+        return not self.executions or time.monotonic() >= self._grace_ends
+
+    @contextlib.contextmanager
+    def _outlive_refusals(self) -> Iterator[None]:
+        """Go on where Redis can't serve now: it is a replica after a failover, out of memory, or gone.
+
+        What was under way stands still before the eyes of all workers, and is taken up when Redis is back. Raises
+        `StopRequested` where the worker is to stop anyway, and what is a defect of ours.
+        """
+        try:
+            yield
+        except RedisError as error:
+            reason = away(error)
+            if reason is None:
+                raise
+            if self._may_give_up():
+                raise StopRequested from None
+            self.log.warning("%s; trying again", reason)
+            time.sleep(REFUSAL_PAUSE)
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
+        """Show that the worker lives, if Redis takes it now."""
+        with self._outlive_refusals():
+            super().heartbeat(timeout, pipeline)
+
+    def dequeue_job_and_maintain_ttl(
+        self, timeout: int | None, max_idle_time: int | None = None
+    ) -> tuple[Job, Queue] | None:
+        """Wait for a job, however long Redis can't serve."""
+        while True:
+            with self._outlive_refusals():
+                return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
 
     @property
     def dequeue_timeout(self) -> int:
@@ -202,7 +247,10 @@ class ExamWorker(LoggedWorker):
         return HEARTBEAT + STALE_SECONDS
 
     def _pubsub_exception_handler(self, exc: Exception, pubsub: Any, pubsub_thread: Any) -> None:
-        """Stay subscribed: a worker that hears no commands can't cancel a job."""
+        """Stay subscribed until the end: a worker that hears no commands can't cancel a job."""
+        if isinstance(exc, StopRequested):
+            pubsub_thread.stop()
+            return
         if isinstance(exc, RedisError):
             self.log.warning("no commands can be heard: %s", exc)
             time.sleep(2)
@@ -218,6 +266,13 @@ class ExamWorker(LoggedWorker):
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Claim a job that was popped, run it in a work-horse, and see to the end of it."""
+        with self._outlive_refusals():
+            try:
+                self._execute(job, queue)
+            finally:
+                self.executions.clear()
+
+    def _execute(self, job: Job, queue: Queue) -> None:
         if self._stop_requested:
             lifecycle.put_back(self.queue, job.id)
             return
@@ -250,9 +305,7 @@ class ExamWorker(LoggedWorker):
 
         A service manager may send SIGTERM to every process; how long the job may go on is the parent's to say.
         """
-        die_with_parent(signal.SIGKILL)
-        if os.getppid() != self.pid:
-            os._exit(1)
+        die_with_parent(self.pid or 0, signal.SIGKILL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -357,27 +410,30 @@ class ExamWorker(LoggedWorker):
     def run_maintenance_tasks(self) -> None:
         """Recover what other workers lost, queue retries that are overdue, start the sweep; heed `rq suspend`."""
         self._children = [child for child in self._children if child.is_alive()]
-        self._check_scheduler()
-        self._look_around()
-        if not self.executions:
-            # RQ looks only before it begins to wait for a job: an idle worker would take one more.
-            self.check_for_suspension(burst=False)
+        with self._outlive_refusals():
+            self._check_scheduler()
+            self._look_around()
+            if not self.executions:
+                # RQ looks only before it begins to wait for a job: an idle worker would take one more.
+                self.check_for_suspension(burst=False)
         self._looked = time.monotonic()
 
     def check_for_suspension(self, burst: bool) -> None:
         """Take no job while `rq suspend` is in force, as RQ does, and go on looking after what others lost."""
-        state = None
-        while not burst and not self._stop_requested and is_suspended(self.connection, self):
-            if state is None:
-                self.log.info("Worker %s: suspended, run `rq resume` to resume", self.name)
-                state = self.get_state()
-                self.set_state(WorkerStatus.SUSPENDED)
-            self._look_around()
-            time.sleep(1)
-        if state is not None:
-            self.set_state(state)
         if burst:
             super().check_for_suspension(burst)
+            return
+        state = None
+        with self._outlive_refusals():
+            while not self._stop_requested and is_suspended(self.connection, self):
+                if state is None:
+                    self.log.info("Worker %s: suspended, run `rq resume` to resume", self.name)
+                    state = self.get_state()
+                    self.set_state(WorkerStatus.SUSPENDED)
+                self._look_around()
+                time.sleep(1)
+            if state is not None:
+                self.set_state(state)
 
     def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
         """Show that the run lives, look around, and break the run off where the time to stop has come."""
@@ -385,7 +441,9 @@ class ExamWorker(LoggedWorker):
             super().maintain_heartbeats(job, execution)
             self.run_maintenance_tasks()
         except RedisError as error:
-            self.log.warning("Redis can't be reached: %s", error)
+            self.log.warning("%s", away(error) or error)
+        except StopRequested:
+            pass  # Redis is away, and the time to stop has come
         if time.monotonic() >= self._grace_ends:
             self._break_off()
         elif self._stop_requested:
@@ -399,7 +457,11 @@ class ExamWorker(LoggedWorker):
             pipe.zrangebyscore(scheduled, "-inf", time.time() - OVERDUE, start=0, num=100)
             pipe.zrange(scheduled, 0, MAX_REMINDED - 1)
             pipe.set(self.settings.key("sweep"), self.name, nx=True, ex=SWEEP_INTERVAL)
-            runs, popped, overdue, waiting, sweeping = pipe.execute()
+            pipe.hexists(self.key, "birth")
+            pipe.sismember(WORKERS_BY_QUEUE_KEY % self.queue.name, self.key)
+            runs, popped, overdue, waiting, sweeping, *registered = pipe.execute()
+        if not all(registered):
+            self._register_again()
         seen = {entry.decode(): float(score) for entry, score in runs}
         lost = []
         for entry in self._runs.look(seen):
@@ -418,6 +480,15 @@ class ExamWorker(LoggedWorker):
             self._spawn(sweep.run, self.connection, self.settings)
         if waiting and self.connection.set(self.settings.key("remind"), self.name, nx=True, ex=REMIND_INTERVAL):
             self._spawn(lifecycle.settle, self.connection, self.settings, [job_id.decode() for job_id in waiting])
+
+    def _register_again(self) -> None:
+        """Register as at birth: Redis was emptied, or had no sign of this worker for longer than it keeps one."""
+        self.log.warning("Worker %s: Redis had forgotten it; it registers again", self.name)
+        with self.connection.pipeline() as pipe:
+            pipe.hset(self.key, mapping=self.serialize() | {"state": self._state})
+            worker_registration.register(self, pipe)
+            pipe.expire(self.key, self.worker_ttl + 60)
+            pipe.execute()
 
     def _spawn(self, function: Callable[..., None], *arguments: Any) -> None:
         """Call a function in a child process of its own, which ends by itself."""
@@ -495,7 +566,8 @@ class ExamWorker(LoggedWorker):
         try:
             super().teardown()  # type: ignore[no-untyped-call]
         except (RedisError, StopRequested) as error:
-            self.log.warning("this worker's end could not be registered: %s", error)
+            reason = away(error) or error if isinstance(error, RedisError) else "Redis can't be reached"
+            self.log.warning("this worker's end could not be registered: %s", reason)
 
 
 def _check(settings: Settings, names: Sequence[str]) -> None:
@@ -516,9 +588,16 @@ def _names(queues: Any) -> list[str]:
     return [queue.name if isinstance(queue, Queue) else str(queue) for queue in given]
 
 
+def _die_with_parent(number: signal.Signals) -> None:
+    """Do so in a process that `multiprocessing` started; nothing elsewhere."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid is not None:
+        die_with_parent(parent.pid, number)
+
+
 def _in_child(function: Callable[..., None], *arguments: Any) -> None:
     logs.unbind()  # it looks at other jobs than the one that runs
-    die_with_parent(signal.SIGKILL)
+    _die_with_parent(signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.alarm(CHILD_SECONDS)

@@ -1,4 +1,4 @@
-"""`superexam doctor`: print what the doctor finds."""
+"""The command `doctor`: print what the doctor finds."""
 
 from __future__ import annotations
 

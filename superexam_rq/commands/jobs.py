@@ -1,4 +1,4 @@
-"""`superexam jobs …`: look at jobs, cancel them, run them again, over the HTTP API."""
+"""The command `jobs …`: look at jobs, cancel them, run them again, over the HTTP API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`superexam process FILE.pdf`: the whole way of one document, as the website goes it."""
+"""The command `process FILE.pdf`: the whole way of one document, as the website goes it."""
 
 from __future__ import annotations
 
@@ -110,8 +110,9 @@ def process(
             found = website.follow(messages, Watch(api, exam, job_id).look, _interruptible())
             result = _result(api, exam, job_id, found)
         except KeyboardInterrupt:
-            click.echo(f"The job goes on. Look at it: superexam jobs show {job_id}", err=True)
-            click.echo(f"Cancel it: superexam jobs cancel {job_id}", err=True)
+            program = click.get_current_context().find_root().info_name
+            click.echo(f"The job goes on. Look at it: {program} jobs show {job_id}", err=True)
+            click.echo(f"Cancel it: {program} jobs cancel {job_id}", err=True)
             sys.exit(INTERRUPTED)
     except (ServiceError, website.StorageError, FirestoreUnavailable) as error:
         refused = isinstance(error, ServiceError) and error.status == INVALID

@@ -68,8 +68,16 @@ def _run(stack: contextlib.ExitStack, settings: Settings, pdf: Path | None, *, o
     _check_port(settings)
     places: list[Place] = []
     environment = _start_stand_ins(stack, settings, folder, places)
+    # Two groups: the workers say goodbye to Redis, which must outlive them.
+    base = stack.enter_context(Children(environment, folder))
+    _start_redis(base, environment)
     children = stack.enter_context(Children(environment, folder))
-    _start_service(children, settings, environment, places)
+    _start_service(children, settings, places)
+
+    def check() -> None:
+        base.check()
+        children.check()
+
     demo = Settings.from_env(environment, Path(".env"))
 
     os.environ.update({name: environment[name] for name in ("FIRESTORE_EMULATOR_HOST",) if name in environment})
@@ -78,7 +86,7 @@ def _run(stack: contextlib.ExitStack, settings: Settings, pdf: Path | None, *, o
     exam = website.store(client, demo, source, kind="demo")
     with contextlib.closing(ServiceClient(base_url(demo), next(iter(demo.api_keys), ""))) as api:
         job_id = api.submit(**exam.request())
-    found = website.follow(console, lambda: website.read(exam.document), children.check)
+    found = website.follow(console, lambda: website.read(exam.document), check)
     if found.get("status") != "ready":
         raise DemoError(f"the job failed: {found.get('error')}")
     console.print(f"\n[bold]{found['questionCount']} questions[/bold] from {found['title']}. The first ones:")
@@ -89,7 +97,7 @@ def _run(stack: contextlib.ExitStack, settings: Settings, pdf: Path | None, *, o
     if not once:
         console.print("Everything stays up until Ctrl-C.")
         while True:
-            children.check()
+            check()
             time.sleep(1)
 
 
@@ -150,12 +158,15 @@ def _own_redis() -> bool:
     return bool(read_environment(os.environ, Path(".env")).get("REDIS_URL"))
 
 
-def _start_service(children: Children, settings: Settings, environment: Mapping[str, str], places: list[Place]) -> None:
+def _start_redis(children: Children, environment: Mapping[str, str]) -> None:
     if not _own_redis():
         port = environment["REDIS_URL"].rpartition(":")[2].partition("/")[0]
         children.start("redis", "superexam_rq.sandbox.redis", "--port", port)
     redis = Redis.from_url(environment["REDIS_URL"], socket_connect_timeout=1)
     children.wait_for("Redis", lambda: bool(_answers(redis)))
+
+
+def _start_service(children: Children, settings: Settings, places: list[Place]) -> None:
     children.start("api", "superexam_rq", "api")
     for number in range(1, WORKERS + 1):
         children.start(f"worker-{number}", "superexam_rq", "worker")

@@ -52,7 +52,7 @@ class Children:
         """Start `python -m ARGUMENTS`; the kernel ends it with SIGTERM when this process is gone (Linux)."""
         with self.log(name).open("ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "superexam_rq.processes", *arguments],
+                [sys.executable, "-m", "superexam_rq.processes", str(os.getpid()), *arguments],
                 env=self.environment | dict(environment or {}),
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -1,4 +1,4 @@
-"""`superexam process` and `superexam jobs` as a user runs them: processes of their own, against a running service."""
+"""The commands `process` and `jobs` as a user runs them: processes of their own, against a running service."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def only_document(stack: Stack, title: str) -> Any:
 
 
 class TestProcess:
-    """`superexam process FILE.pdf`."""
+    """The command `process FILE.pdf`."""
 
     def test_an_exam_is_made_and_printed(self, service: Stack, pdf: Path) -> None:
         """The questions go to standard output, the progress to standard error; the code is 0."""
@@ -140,8 +140,8 @@ class TestProcess:
             running.send_signal(signal.SIGINT)
             told = running.stderr.read()
             assert running.wait(10) == 130
-        assert f"superexam jobs show {job_id}" in told
-        assert f"superexam jobs cancel {job_id}" in told
+        assert f"python -m superexam_rq jobs show {job_id}" in told
+        assert f"python -m superexam_rq jobs cancel {job_id}" in told
         assert "Traceback" not in told
         assert service.wait_for_job(job_id)["status"] == "completed"
 
@@ -193,7 +193,7 @@ def ended(service: Stack) -> dict[str, dict[str, Any]]:
 
 
 class TestJobs:
-    """`superexam jobs …`."""
+    """The command `jobs …`."""
 
     def test_jobs_are_listed_newest_first(self, service: Stack, ended: dict[str, dict[str, Any]]) -> None:
         """Each line tells job, document, status, attempt and what came of it."""

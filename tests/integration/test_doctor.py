@@ -1,4 +1,4 @@
-"""`superexam doctor` against an installation that is well, and against ones that are broken on purpose."""
+"""The command `doctor` against an installation that is well, and against ones that are broken on purpose."""
 
 from __future__ import annotations
 
@@ -203,6 +203,11 @@ class TestRedis:
         assert "no worker listens on the queue 'superexam'" in found["workers"]["text"]
         assert "superexam:" in found["api"]["text"]
         assert found["scheduler"]["text"] == "needs workers"
+
+    def test_another_redis_than_the_api_s(self, healthy: Stack) -> None:
+        """The API answers and is healthy, but its jobs go where no worker of these settings looks."""
+        found = examine(healthy, REDIS_URL=healthy.redis_url.removesuffix("/0") + "/1")
+        only_failure(found, "workers", "the API sees 1 alive, this shell 0", "REDIS_DB")
 
     def test_no_scheduler(self, healthy: Stack) -> None:
         """A worker without --with-scheduler is alive, but retries are late."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 
 import grpc
+import psutil
 import pytest
 
 from superexam_rq.sandbox.gemini import Fault
+from superexam_rq.sandbox.processes import free_port
 from tests import pdfs
-from tests.breaking import check_exam, held, horse_pid, wait_for_call
+from tests.breaking import check_exam, held, horse_pid, wait_for_call, worker_pid
 from tests.integration.chaos.parts import Installation, installation
 from tests.stack import Stack, eventually
 
@@ -52,6 +56,69 @@ def test_an_idle_worker_comes_back_by_itself(service: Installation) -> None:
     job_id = service.submit_document("after-outage")
     assert service.wait_for_job(job_id, seconds=10)["status"] == "completed"
     assert service.replace_dead_workers() == 0
+
+
+def test_a_worker_that_redis_has_forgotten_registers_again(service: Installation) -> None:
+    """Redis was emptied, or kept no sign of the worker for too long: it is counted, listed and commanded as before."""
+    (name,) = service.redis.smembers("superexam:workers")
+    born = service.redis.hget(name, "birth")
+    service.redis.flushall()
+    eventually(lambda: service.http.get(f"{service.url}/health", timeout=5).json()["workers"] == 1, "the worker", 10)
+    assert (service.redis.hget(name, "birth"), service.redis.ttl(name) > 0) == (born, True)
+    service.gemini.latency = 60.0
+    job_id = service.submit_document("forgotten")
+    wait_for_call(service)
+    assert service.http.delete(f"{service.url}/jobs/{job_id}", timeout=10).ok
+    assert service.wait_for_job(job_id, seconds=10)["status"] == "cancelled"
+
+
+@pytest.mark.parametrize("refusal", ["a read-only replica", "out of memory"])
+def test_a_redis_that_refuses_writes_ends_no_worker(service: Installation, refusal: str) -> None:
+    """As after a failover, or when it is full: the worker waits, and no run is lost."""
+    (worker,) = service.workers()
+    service.gemini.latency = 2.0
+    doc_id = refusal.replace(" ", "-")
+    job_id = service.submit_document(doc_id)
+    wait_for_call(service)
+    log = service.children.log(worker)
+    told = len(log.read_text())
+    if refusal == "out of memory":
+        service.redis.config_set("maxmemory", "1")
+    else:
+        service.redis.replicaof("127.0.0.1", free_port())
+    try:
+        eventually(lambda: refusal in log.read_text()[told:], "the worker to say so")
+        time.sleep(5)
+    finally:
+        service.redis.config_set("maxmemory", "0")
+        service.redis.replicaof("NO", "ONE")
+    assert service.wait_for_job(job_id)["status"] == "completed"
+    check_exam(service, doc_id)
+    assert service.replace_dead_workers() == 0
+
+
+def test_a_worker_that_is_to_stop_does_not_wait_for_redis(service: Installation) -> None:
+    """Its job is broken off after `SHUTDOWN_GRACE`, and goes on when Redis and another worker are there."""
+    (worker,) = service.workers()
+    service.gemini.latency = 60.0
+    job_id = service.submit_document("stop-without-redis")
+    wait_for_call(service)
+    horse = horse_pid(service, worker)
+    service.restartable_redis.kill()
+    told = time.monotonic()
+    try:
+        os.kill(worker_pid(service, worker), signal.SIGTERM)
+        service.children.running[worker].wait(25)
+    finally:
+        service.restartable_redis.start()
+    assert time.monotonic() - told < 20
+    assert horse
+    assert not psutil.pid_exists(horse)
+    assert "Traceback" not in service.children.log(worker).read_text().partition("warm shut down")[2]
+    service.gemini.latency = 0.0
+    assert service.replace_dead_workers() == 1
+    assert service.wait_for_job(job_id)["status"] == "completed"
+    check_exam(service, "stop-without-redis")
 
 
 def test_progress_that_can_t_be_written_fails_no_job(service: Installation) -> None:

@@ -123,6 +123,18 @@ def test_suspended_workers_take_nothing_until_resumed(service: Stack) -> None:
 
 
 @pytest.mark.usefixtures("suspended")
+def test_a_worker_that_is_started_while_suspended_waits(service: Stack) -> None:
+    """RQ's own command would end at once, and look like a crash to whoever started it."""
+    service.children.start("late", "superexam_rq", "worker")
+    log = service.children.log("late")
+    eventually(lambda: "Waiting to start: suspended" in log.read_text(), "the worker to say why it waits")
+    assert service.worker_count() == 1
+    _shell(service, "rq resume")
+    eventually(lambda: service.worker_count() == 2, "the second worker")
+    service.children.stop("late")
+
+
+@pytest.mark.usefixtures("suspended")
 def test_a_suspension_can_have_an_end(service: Stack) -> None:
     """`rq suspend --duration` ends by itself."""
     _shell(service, "rq suspend --duration 1")

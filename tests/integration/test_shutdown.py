@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -155,3 +157,24 @@ def test_a_pool_of_workers_stops_like_one(service: Stack) -> None:
         assert service.job(job_id)["status"] == "completed"
         check_exam(service, doc_id)
     assert service.worker_count() == 0
+
+
+def test_workers_of_a_pool_that_was_killed_end(service: Stack) -> None:
+    """Nobody could stop them any more."""
+    options = ("-S", "json", "-w", "superexam_rq.worker.ExamWorker", "-n", "2", "superexam")
+    exports = {"RQ_KEY_PREFIX": "superexam", "RQ_REDIS_URL": service.redis_url}
+    service.children.start("pool", "rq.cli", "worker-pool", *options, environment=exports)
+    eventually(lambda: service.worker_count() == 2, "two workers")
+    left = psutil.Process(worker_pid(service, "pool")).children(recursive=True)
+    os.kill(worker_pid(service, "pool"), signal.SIGKILL)
+    _wait_for_end(service, "pool")
+    _, alive = psutil.wait_procs(left, timeout=15)
+    assert not alive
+    assert service.worker_count() == 0
+
+
+def test_a_child_whose_parent_died_before_it_could_ask_ends_at_once() -> None:
+    """The kernel tells nobody of a death in the past."""
+    another = str(os.getppid())
+    done = subprocess.run([sys.executable, "-m", "superexam_rq.processes", another, "platform"], check=False)
+    assert done.returncode == -signal.SIGTERM

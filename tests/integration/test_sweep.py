@@ -124,6 +124,58 @@ def test_a_job_that_no_list_holds_is_queued_again(service: Stack, jobs: JobQueue
     lifecycle.cancel(jobs, job_id)
 
 
+@pytest.mark.usefixtures("no_wait")
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        {"meta": b"\x80\x05}."},
+        {"meta": b"[1]"},
+        {"created_at": b"yesterday"},
+        {"timeout": b"long"},
+        {"status": b"odd"},
+        {"runs": b"many"},
+    ],
+    ids=str,
+)
+def test_a_job_that_another_program_has_spoilt_holds_up_nothing(
+    service: Stack, jobs: JobQueue, spoilt: dict[Any, Any]
+) -> None:
+    """It is answered like one that is not there, workers pass over it, and its document becomes `failed`."""
+    doc_id = f"spoilt-{next(iter(spoilt.values())).hex()}"
+    service.add_document(doc_id, pdfs.prose(1))
+    job_id = service.submit(doc_id).json()["job_id"]
+    service.redis.hset(f"superexam:job:{job_id}", mapping=spoilt)
+    if "runs" not in spoilt and "timeout" not in spoilt:
+        assert service.http.get(f"{service.url}/jobs/{job_id}", timeout=10).status_code == 404
+    assert service.http.get(f"{service.url}/jobs", timeout=10).status_code == 200
+    jobs.connection.lmove(jobs.queue.key, jobs.queue.intermediate_queue_key)
+    assert lifecycle.claim(jobs.queue, jobs.settings, _job(jobs, job_id), "w", 60, lambda _pipe: None) is None
+    jobs.connection.lpush(jobs.queue.intermediate_queue_key, job_id)
+    lifecycle.put_back(jobs.queue, job_id)
+    assert not any(held(service, job_id).values())
+    _sweep(jobs)
+    assert service.fields(doc_id)["status"] == "failed"
+    assert service.redis.ttl(f"superexam:job:{job_id}") > 0 or spoilt.get("status")
+    assert service.submit(doc_id).status_code == 202
+    jobs.connection.delete(jobs.queue.key)
+
+
+def _job(jobs: JobQueue, job_id: str) -> lifecycle.ExamJob:
+    return lifecycle.ExamJob(job_id, connection=jobs.connection, serializer=jobs.queue.serializer)
+
+
+@pytest.mark.usefixtures("no_wait")
+def test_a_document_that_can_not_be_told_holds_up_no_other(service: Stack, jobs: JobQueue) -> None:
+    """Firestore refuses one for good: those after it are told all the same."""
+    for name in ("refused-1", "refused-2"):
+        service.add_document(name, None)
+    service.firestore_server.faults.fail("Commit", grpc.StatusCode.INVALID_ARGUMENT, times=1)
+    _sweep(jobs)
+    assert sorted(service.fields(name)["status"] for name in ("refused-1", "refused-2")) == ["failed", "processing"]
+    _sweep(jobs)
+    assert {service.fields(name)["status"] for name in ("refused-1", "refused-2")} == {"failed"}
+
+
 def test_what_belongs_to_a_live_job_does_not_expire(service: Stack, jobs: JobQueue) -> None:
     """Also after `rq requeue`, which leaves the failed job's hash to expire while it waits."""
     service.add_document("keep", pdfs.prose(1))

@@ -1,4 +1,4 @@
-"""How `superexam process` follows a job whose document does not tell the whole story."""
+"""How the command `process` follows a job whose document does not tell the whole story."""
 
 from __future__ import annotations
 
