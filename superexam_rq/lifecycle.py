@@ -308,11 +308,15 @@ def promote(queue: Queue, job_id: str) -> None:
     transaction(queue.connection, step)
 
 
-def hand_back(queue: Queue, job: ExamJob, execution: Execution) -> None:
-    """Return a job whose run was broken off to the front of the queue; the attempt does not count."""
+def hand_back(queue: Queue, execution: Execution) -> None:
+    """Return a job whose run was broken off to the front of the queue, with what it reached; it does not count."""
 
     def step(pipe: Pipeline) -> None:
-        pipe.watch(job.key)
+        pipe.watch(Job.key_for(execution.job_id))
+        try:
+            job = fetch(queue, execution.job_id, pipe)
+        except NoSuchJobError:
+            return
         if not _is_current(pipe, job, execution):
             return
         pipe.multi()

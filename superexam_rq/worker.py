@@ -389,7 +389,7 @@ class ExamWorker(LoggedWorker):
         """Do what follows from the death of a work-horse."""
         if self._handing_back == job.id:
             self.log.info("job %s: handed back to the queue", job.id)
-            lifecycle.hand_back(self.queue, _ours(job), execution)
+            lifecycle.hand_back(self.queue, execution)
             return
         self.log.warning("job %s: %s", job.id, self._death)
         if lifecycle.recover(self.queue, self.settings, execution.composite_key, self._death):

@@ -157,13 +157,15 @@ class TestRefusals:
         assert done.stderr.startswith(f"Error: {url} can't be reached")
 
     def test_no_firestore(self, service: Stack, pdf: Path) -> None:
-        """Nothing is submitted where the document can't be stored."""
+        """Nothing is submitted where the document can't be stored, and no PDF is left where the uploads are."""
+        uploads = set(service.uploads.iterdir())
         total = service.http.get(f"{service.url}/jobs").json()["total"]
         done = service.command("process", str(pdf), FIRESTORE_EMULATOR_HOST=f"127.0.0.1:{free_port()}")
         assert done.returncode == 1
         assert done.stderr.startswith("Error: Firestore can't be used: ")
         assert len(done.stderr.splitlines()) == 1
         assert service.http.get(f"{service.url}/jobs").json()["total"] == total
+        assert set(service.uploads.iterdir()) == uploads
 
     def test_another_service(self, service: Stack) -> None:
         """What answers, but not as this service would, is named too."""

@@ -118,6 +118,10 @@ def _http(status: int, calls: int = 4, error: type[Exception] = errors.GeminiUna
     return Row(Fault.http(status, times=None, match=PAGE_1), error, calls, raises=error)
 
 
+def _told(status: int, message: str, error: type[Exception]) -> Row:
+    return Row(Fault.http(status, message, times=None, match=PAGE_1), error, 1, raises=error)
+
+
 def _rows() -> dict[str, Row]:
     on: dict[str, Any] = {"times": None, "match": PAGE_1}
     unavailable, key, quota = errors.GeminiUnavailable, errors.GeminiKeyRefused, errors.GeminiQuotaExhausted
@@ -172,6 +176,8 @@ def _rows() -> dict[str, Row]:
         "429 per day": Row(Fault.per_day(**on), quota, 1, raises=quota),
         "429 limit 0": Row(Fault.limit_zero(**on), quota, 1, raises=quota),
         "429 bare": _http(429, error=errors.RateLimited),
+        "429 no credit": _told(429, "Your prepayment credits are depleted.", quota),
+        "429 spending cap": _told(429, "Your project has exceeded its monthly spending cap.", quota),
         "502 HTML": Row(Fault.bad_gateway(**on), unavailable, 4, raises=unavailable),
         "503": Row(Fault.overloaded(**on), unavailable, 4, raises=unavailable),
         # Two pages once, then page 1 alone.
@@ -238,7 +244,8 @@ def run(
 @pytest.mark.parametrize(
     ("row", "word"),
     [("400 key", "API key"), ("400 location", "API key"), ("401", "API key"), ("403", "API key"),
-     ("404", f"model named '{MODEL}'"), ("402", "quota"), ("429 per day", "quota"), ("429 limit 0", "quota")],
+     ("404", f"model named '{MODEL}'"), ("402", "quota"), ("429 no credit", "quota"), ("429 spending cap", "quota"),
+     ("429 per day", "quota"), ("429 limit 0", "quota")],
 )  # fmt: skip
 def test_permanent_errors_say_what_to_mend(server: GeminiServer, client: GeminiClient, row: str, word: str) -> None:
     """The words of contract §3 stand in the first 60 characters."""
@@ -246,6 +253,14 @@ def test_permanent_errors_say_what_to_mend(server: GeminiServer, client: GeminiC
     with pytest.raises(errors.PermanentError) as caught:
         client.generate(request_for(TWO_PAGES), timeout=20)
     assert word in str(caught.value)[:60]
+
+
+def test_a_tuned_model_is_asked_for_by_its_own_path(server: GeminiServer, client: GeminiClient) -> None:
+    """The key of a test has none; what can't be a model's path is not sent at all."""
+    for model in ("tunedModels/mine", "files/mine"):
+        with pytest.raises(errors.GeminiModelUnknown, match=model):
+            client.generate(request_for(TWO_PAGES, model), timeout=20)
+    assert [call.model for call in server.journal] == ["tunedModels/mine"]
 
 
 def test_a_complete_answer_is_read(client: GeminiClient) -> None:

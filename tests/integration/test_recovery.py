@@ -12,6 +12,7 @@ from functools import partial
 
 import pytest
 
+from superexam_rq.sandbox.gemini import Fault
 from tests import pdfs
 from tests.breaking import (
     check_exam,
@@ -97,6 +98,20 @@ def test_a_job_whose_worker_vanished_goes_on_within_30_s(service: Stack, workers
     assert time.monotonic() - killed < 30
     assert service.wait_for_job(job_id)["status"] == "completed"
     check_exam(service, "vanished")
+
+
+def test_a_document_that_waits_for_a_retry_says_so_again(service: Stack, workers: list[str]) -> None:
+    """The website writes over the step with each click on its button; the countdown is back within 15 s."""
+    service.gemini.script(Fault.per_minute(61))
+    service.add_document("counting", pdfs.prose(1))
+    job_id = service.submit("counting").json()["job_id"]
+    eventually(lambda: held(service, job_id)["scheduled"], "the job to wait")
+    service.redis.zadd("superexam:scheduled:superexam", {job_id: time.time() + 600}, xx=True)
+    service.document("counting").update({"currentStep": "Queuing...", "progress": 0})
+    eventually(lambda: "Retrying in " in service.fields("counting")["currentStep"], "the step", 15)
+    service.redis.zadd("superexam:scheduled:superexam", {job_id: time.time()}, xx=True)
+    assert service.wait_for_job(job_id)["status"] == "completed"
+    check_exam(service, "counting")
 
 
 @pytest.mark.usefixtures("slow_gemini")

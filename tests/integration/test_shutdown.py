@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
+from superexam_rq.sandbox.gemini import Fault
 from tests import pdfs
 from tests.breaking import check_exam, horse_pid, wait_for_call, wait_for_horse, worker_pid
 from tests.stack import Stack, eventually
@@ -100,6 +101,27 @@ def test_a_job_that_takes_longer_goes_back_to_the_queue(service: Stack, how: str
     assert (job["status"], job["attempt"]) == ("completed", 1)
     check_exam(service, doc_id)
     service.children.stop("worker-1")
+
+
+def test_what_was_reached_is_still_shown_after_a_hand_over(service: Stack) -> None:
+    """Progress does not fall while the job waits, nor when it goes on: half of its pages are paid for, and kept."""
+    service.gemini.script(Fault.wait(60, match="station 3 boards"))
+    service.start_worker(SHUTDOWN_GRACE="1", PAGES_PER_BATCH="1")
+    service.add_document("half", pdfs.prose(4))
+    job_id = service.submit("half").json()["job_id"]
+    reached = eventually(lambda: found if (found := service.job(job_id)["progress"]) > 60 else 0, "three of four pages")
+    eventually(lambda: service.fields("half")["progress"] == reached, "the document to show it")
+    _stop(service, "worker-1")
+    assert _wait_for_end(service, "worker-1") == 0
+    assert (service.job(job_id)["status"], service.job(job_id)["progress"]) == ("pending", reached)
+    service.gemini.script(Fault.wait(4, match="station 3 boards"))
+    service.start_worker(PAGES_PER_BATCH="1")
+    shown = set()
+    while (job := service.job(job_id))["status"] not in {"completed", "failed"}:
+        shown |= {job["progress"], service.fields("half").get("progress", 100)}
+    assert min(shown) >= reached
+    assert job["status"] == "completed"
+    check_exam(service, "half")
 
 
 def test_a_horse_dies_with_its_worker(service: Stack) -> None:

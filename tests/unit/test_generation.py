@@ -214,6 +214,19 @@ def test_a_truncated_page_keeps_its_complete_questions() -> None:
     assert generation.warnings == ["Perhaps not all questions from page 7: the answer was cut short"]
 
 
+def test_a_truncated_page_without_a_complete_question_is_asked_again_by_the_next_run() -> None:
+    """It is no answer, and so not kept as one."""
+
+    def script(pages: tuple[int, ...], turn: int, prompt: str) -> Reply:
+        return answer(pages, Outcome.TRUNCATED, '{"questions": [{"pa', "MAX_TOKENS") if 7 in pages else answer(pages)
+
+    bench = Bench(script)
+    for _ in range(2):
+        generation = bench.run((7,), (8,))
+        assert generation.warnings == ["No questions from page 7: the model gave no usable answer"]
+    assert bench.model.calls == [(7,)]
+
+
 def test_recitation_is_asked_to_paraphrase_then_page_by_page() -> None:
     """A batch that the model would recite is asked again in other words, then each page alone, then left out."""
     prompts: dict[tuple[int, ...], list[str]] = {}
@@ -295,9 +308,20 @@ def test_pages_without_anything_to_ask_are_no_failure() -> None:
 
 
 def test_a_document_without_anything_to_ask_fails() -> None:
-    """A title page alone makes no exam."""
-    with pytest.raises(errors.NoQuestions, match="nothing in this document"):
-        Bench(lambda pages, turn, prompt: answer(())).run((1,))
+    """A title page alone makes no exam; whoever tries again has the model asked again."""
+    bench = Bench(lambda pages, turn, prompt: answer(()))
+    for _ in range(2):
+        with pytest.raises(errors.NoQuestions, match="nothing in this document"):
+            bench.run((1,))
+        assert bench.model.calls == [(1,)]
+
+
+def test_an_answer_without_a_usable_question_is_asked_for_again_by_the_next_run() -> None:
+    """Whoever takes the answers says of what use they are; the useful ones are kept."""
+    bench = Bench()
+    bench.run((1, 2), (3, 4), take=lambda result: result.pages != (1, 2))
+    bench.run((1, 2), (3, 4))
+    assert bench.model.calls == [(1, 2)]
 
 
 def test_a_part_that_is_too_large_is_sent_in_halves() -> None:

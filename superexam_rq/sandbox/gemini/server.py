@@ -34,7 +34,7 @@ MAX_BODY = 100 * 2**20
 
 _KEPT_DOCUMENTS = 256
 _LISTED = ("gemini-flash-latest", "gemini-3.8-flash", "gemini-3.6-flash", "gemini-3.5-flash-lite")
-_CALL = re.compile(r"(?:/.*)?/v1(?:beta)?/models/(?P<model>[^/:]+):generateContent")
+_CALL = re.compile(r"(?:/.*)?/v1(?:beta)?/(?P<path>(?:models|tunedModels)/[^/:]+):generateContent")
 _MODEL = re.compile(r"(?:/.*)?/v1(?:beta)?/models(?:/(?P<model>[^/:]+))?/?")
 _SETTINGS = ("latency", "keys", "models")
 _DRIPS = 20
@@ -397,7 +397,8 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = _CALL.fullmatch(self.target)
         if wanted is None:
             raise _not_here()
-        call = Call(time.monotonic(), time.time(), wanted["model"], self._sdk(), self.unread)
+        model = wanted["path"].removeprefix("models/")
+        call = Call(time.monotonic(), time.time(), model, self._sdk(), self.unread)
         owner.record(call)
         try:
             self._generate(owner, call)
