@@ -9,7 +9,7 @@ from pathlib import Path
 
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
-from superexam_rq import logs
+from superexam_rq import auth, logs
 from superexam_rq.app import create_app
 from superexam_rq.config import Settings
 from superexam_rq.dashboard import create_dashboard
@@ -21,5 +21,7 @@ try:
     app, pages = create_app(settings), create_dashboard(settings)
 except ConfigError as error:
     sys.exit(f"superexam: {error}")
-app.wsgi_app = logs.RequestLog(DispatcherMiddleware(app.wsgi_app, {"/dashboard": pages}))  # type: ignore[method-assign]
-dashboard = logs.RequestLog(pages)
+# A proxy's path goes before the mount.
+site = auth.behind_proxies(DispatcherMiddleware(app.wsgi_app, {"/dashboard": pages}), settings)
+app.wsgi_app = logs.RequestLog(site)  # type: ignore[method-assign]
+dashboard = logs.RequestLog(auth.behind_proxies(pages, settings))

@@ -39,7 +39,7 @@ def is_worker(processes: Path = PROCESSES) -> bool:
 
 
 def worker_name(processes: Path = PROCESSES) -> str | None:
-    """Return the name of the RQ worker that runs in this container, or None while it starts."""
+    """Return the name of the RQ worker that runs in this container, or None while it starts, or waits to."""
     for process in processes.glob("[0-9]*"):
         words = arguments(process)
         if "rq.cli" in words and "--name" in words[:-1]:
@@ -49,16 +49,19 @@ def worker_name(processes: Path = PROCESSES) -> str | None:
 
 def check_worker(settings: Settings, name: str | None) -> str | None:
     """Return what is wrong with the worker's registration, or None."""
-    if name is None:
-        return "the worker is starting"
     connection = Redis.from_url(settings.redis_url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=2)
     try:
-        registered = bool(connection.exists(settings.key("worker", name)))
+        registered = name is not None and bool(connection.exists(settings.key("worker", name)))
+        if name is None and connection.exists(settings.key("suspended")):
+            print("the worker waits for `rq resume` to start")
+            return None
     except RedisError as error:
-        print(f"Redis can't be asked ({type(error).__name__}); the worker {name} runs")
+        print(f"Redis can't be asked ({type(error).__name__}); the worker waits for it")
         return None
     finally:
         connection.close()
+    if name is None:
+        return "the worker is starting"
     return None if registered else f"the worker {name} is not registered in Redis"
 
 

@@ -46,5 +46,5 @@ def create_app(
             expose_headers=["Location", "Retry-After"],
             max_age=600,
         )
-    app.wsgi_app = auth.behind_proxies(views.secured(app.wsgi_app), settings)  # type: ignore[method-assign]
+    app.wsgi_app = views.secured(app.wsgi_app)  # type: ignore[assignment, method-assign]
     return app

@@ -128,16 +128,21 @@ class Guard:
 def is_on_this_machine(environ: Mapping[str, Any], trusted_proxies: int) -> bool:
     """Tell whether a request comes from this machine itself: from loopback or a Unix socket, through no proxy.
 
-    `trusted_proxies` many are believed (`behind_proxies` has put the client's address in place). A host name with a
-    dot is refused: a page on the web can make its own name point here (DNS rebinding).
+    `trusted_proxies` many are believed (`behind_proxies` has put the client's address in place), if the last of them
+    is on this machine too: from elsewhere anybody could claim to be one. A host name with a dot is refused: a page on
+    the web can make its own name point here (DNS rebinding).
     """
     if _came_through_proxy(environ):
         chain = [word for word in environ.get("HTTP_X_FORWARDED_FOR", "").split(",") if word.strip()]
-        if not trusted_proxies or len(chain) < trusted_proxies:
+        before = environ.get("werkzeug.proxy_fix.orig", {}).get("REMOTE_ADDR")
+        if not trusted_proxies or len(chain) < trusted_proxies or not _is_local_peer(before):
             return False
     if not _is_local_name(environ.get("HTTP_HOST", "")):
         return False
-    address = environ.get("REMOTE_ADDR")
+    return _is_local_peer(environ.get("REMOTE_ADDR"))
+
+
+def _is_local_peer(address: str | None) -> bool:
     # A Unix socket's peer has no address.
     return address == "" or (address is not None and _is_loopback(address))
 

@@ -27,11 +27,11 @@ PLACEHOLDER_KEY = "your-api-key-here"
 
 # The characters that RQ 3 takes in a key prefix (rq.defaults).
 _PREFIX = re.compile(r"[A-Za-z0-9_.:{}-]+")
-# A comment behind a value: systemd's EnvironmentFile and `docker run --env-file` keep it in the value.
 _HOST_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
 # Nothing that could be taken for a pattern.
 _ORIGIN = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?")
 _RATE = re.compile(r"\s*[1-9]\d{0,8}\s*(/|per)\s*([1-9]\d{0,5}\s*)?(second|minute|hour|day)s?\s*", re.IGNORECASE)
+# A comment behind a value: systemd's EnvironmentFile and `docker run --env-file` keep it in the value.
 _TRAILING_COMMENT = re.compile(r"(^|\s+)#.*$", re.DOTALL)
 
 
@@ -350,3 +350,9 @@ def env_example() -> str:
         else:
             lines.append(f"# {row.names[0]}={default}")
     return "\n".join(lines) + "\n"
+
+
+def key_prefix(variables: Mapping[str, str]) -> str:
+    """Return the prefix that RQ is to use; the default where that is given is none, since RQ's import would fail."""
+    given = variables.get("RQ_KEY_PREFIX") or variables.get("REDIS_KEY_PREFIX", "").removesuffix(":")
+    return given if _PREFIX.fullmatch(given) else "superexam"

@@ -31,6 +31,7 @@ from rq_dashboard import web
 
 from superexam_rq import auth, lifecycle, queueing
 from superexam_rq.config import Settings
+from superexam_rq.lifecycle import ExamJob
 from superexam_rq.views import RETRY_AFTER_SECONDS
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,6 @@ def create_dashboard(settings: Settings) -> Flask:
     app.add_url_rule("/health/live", LIVE, lambda: {"status": "alive"})
     app.register_error_handler(NoSuchJobError, _no_such_job)
     app.register_error_handler(RedisError, _redis_away)
-    app.wsgi_app = auth.behind_proxies(app.wsgi_app, settings)  # type: ignore[method-assign]
     return app
 
 
@@ -165,7 +165,8 @@ def describe(job: Job) -> str:
         parts.append(f"{meta['progress']} %")
     if meta.get("attempt"):
         parts.append(f"attempt {meta['attempt']} of {meta.get('max_attempts', '?')}")
-    reason = meta.get("error") or meta.get("last_error")
+    waits = job.get_status(refresh=False) in {JobStatus.QUEUED, JobStatus.SCHEDULED}
+    reason = meta.get("error") or (meta.get("last_error") if waits else None)
     if reason:
         parts.append(f"{meta['error_code']}: {reason}" if meta.get("error_code") else str(reason))
     return f"{about}: {', '.join(parts)}"
@@ -178,12 +179,27 @@ def _meta(job: Job) -> Mapping[str, Any]:
         return {}
 
 
+def _restored(jobs: queueing.JobQueue, job_id: str, raw: Mapping[bytes, bytes]) -> Job | None:
+    job = ExamJob(job_id, connection=jobs.connection, serializer=JSONSerializer)
+    try:
+        job.restore(raw)
+    except NoSuchJobError:  # also one that another program has spoilt
+        return None
+    return job
+
+
 def _views(jobs: queueing.JobQueue) -> dict[str, Callable[..., ResponseReturnValue]]:
     """Return the views that stand in for rq-dashboard's, by their names there."""
     connection = jobs.connection
 
     def fetch(job_id: str) -> Job:
-        return Job.fetch(job_id, connection=connection, serializer=JSONSerializer)
+        return ExamJob.fetch(job_id, connection=connection, serializer=JSONSerializer)
+
+    def fetch_many(job_ids: list[str]) -> list[Job | None]:
+        with connection.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hgetall(Job.key_for(job_id))
+            return [_restored(jobs, job_id, raw) for job_id, raw in zip(job_ids, pipe.execute(), strict=True)]
 
     def queue_of(name: str) -> Queue:
         return Queue(name, connection=connection, serializer=JSONSerializer)
@@ -197,7 +213,7 @@ def _views(jobs: queueing.JobQueue) -> dict[str, Callable[..., ResponseReturnVal
     ) -> ResponseReturnValue:
         size, number = int(per_page), int(page)
         total, job_ids = _page(queue_of(queue_name), registry_name, (number - 1) * size, size, order == "dsc")
-        found = Job.fetch_many(job_ids, connection=connection, serializer=JSONSerializer)
+        found = fetch_many(job_ids)
         link = partial(
             _link, instance_number=instance_number, queue_name=queue_name, registry_name=registry_name,
             per_page=per_page, order=order,
@@ -259,14 +275,14 @@ def _views(jobs: queueing.JobQueue) -> dict[str, Callable[..., ResponseReturnVal
 
     def requeue_all(queue_name: str) -> ResponseReturnValue:
         job_ids = queue_of(queue_name).failed_job_registry.get_job_ids(cleanup=False)
-        failed = Job.fetch_many(job_ids, connection=connection, serializer=JSONSerializer)
+        failed = fetch_many(job_ids)
         count = sum(_requeue(jobs, job) for job in failed if job is not None)
         return _json(status="OK", count=count)
 
     def empty_queue(queue_name: str, registry_name: str) -> ResponseReturnValue:
         queue = queue_of(queue_name)
         _total, job_ids = _page(queue, registry_name, 0, 0, newest_first=False)
-        found = Job.fetch_many(job_ids, connection=connection, serializer=JSONSerializer)
+        found = fetch_many(job_ids)
         for job_id, job in zip(job_ids, found, strict=True):
             if job is not None:
                 _delete(jobs, job)

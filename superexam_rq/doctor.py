@@ -438,9 +438,10 @@ def _neighbours(ward: Ward) -> str:
     now = time.time() * 1000
     foreign = []
     for doc_id, fields in found:
-        job_id, updated = fields.get("jobId"), fields.get("updatedAt")
+        # `jobId` is that of the last exam until there is a new one.
+        job_id, updated = str(fields.get("run", "")).rpartition(":")[0], fields.get("updatedAt")
         fresh = isinstance(updated, int) and now - updated < FRESH_MS
-        if isinstance(job_id, str) and job_id and fresh and not ward.redis.exists(ward.settings.key("job", job_id)):
+        if job_id and fresh and not ward.redis.exists(ward.settings.key("job", job_id)):
             foreign.append(doc_id)
     if foreign:
         raise Trouble(

@@ -101,12 +101,13 @@ class Hub:
         self._count = 0
         self._seen: dict[str, str] = {}
         self._watcher: threading.Thread | None = None
-        self._closed = threading.Event()
+        # Not an event: its lock may be held when the signal comes whose handler closes the hub.
+        self._closed = False
 
     def listen(self, job_id: str) -> Listener:
         """Return a listener to one job; raises `TooManyListeners`. The first one starts the watcher."""
         with self._lock:
-            if self._closed.is_set() or self._count >= self._max_listeners:
+            if self._closed or self._count >= self._max_listeners:
                 raise TooManyListeners
             listener = Listener(self, job_id)
             self._listeners.setdefault(job_id, set()).add(listener)
@@ -130,7 +131,7 @@ class Hub:
 
     def close(self) -> None:
         """End every stream within some seconds, and take no more. Takes no lock: signal handlers may call it."""
-        self._closed.set()
+        self._closed = True
 
     def stream(self, listener: Listener, job: JobObject, last_id: str | None) -> Iterator[str]:
         """Yield a job's states as server-sent events, from `job` on, until it has ended or is gone.
@@ -159,17 +160,20 @@ class Hub:
 
     def _watch(self) -> None:
         try:
-            while not self._closed.is_set():
+            while not self._closed:
                 try:
                     if self._watch_connected():
                         return
                 except RedisError as error:
                     log.warning("event streams wait for Redis: %s", queueing.away(error) or repr(error))
-                    self._closed.wait(_RECONNECT_SECONDS)
+                    time.sleep(_RECONNECT_SECONDS)
         finally:
+            left = []
             with self._lock:
-                self._watcher = None
-                left = [listener for listeners in self._listeners.values() for listener in listeners]
+                # Else it has ended for want of listeners, and those that came since have another one.
+                if self._watcher is threading.current_thread():
+                    self._watcher = None
+                    left = [listener for listeners in self._listeners.values() for listener in listeners]
             for listener in left:
                 listener.put(None)
 
@@ -179,7 +183,7 @@ class Hub:
         with self._jobs.connection.pubsub(ignore_subscribe_messages=True) as subscription:
             subscription.subscribe(self._channel)
             looked = next_look = 0.0
-            while not self._closed.is_set():
+            while not self._closed:
                 announced = self._announced(subscription, next_look, looked + _GATHER_SECONDS)
                 with self._lock:
                     watched = list(self._listeners)

@@ -30,7 +30,7 @@ import queue
 import random
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -202,6 +202,22 @@ class Cost:
             "models": sorted(by_model),
             "outcomes": dict(self.outcomes),
         }
+
+
+def total_cost(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Return two summaries as one: what a job's earlier runs took, and what this one takes."""
+    if not before:
+        return dict(now)
+    counts = {name: before.get(name, 0) + value for name, value in now.items() if isinstance(value, int)}
+    amounts = (before.get("usd"), now["usd"])
+    outcomes = Counter(before.get("outcomes", {})) + Counter(now["outcomes"])
+    return {
+        **now,
+        **counts,
+        "usd": None if None in amounts else round(sum(amounts), 6),
+        "models": sorted({*before.get("models", ()), *now["models"]}),
+        "outcomes": dict(outcomes),
+    }
 
 
 @dataclass(frozen=True)

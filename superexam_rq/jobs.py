@@ -64,8 +64,14 @@ class Run:
 
     def _process(self, task: JobRequest, exams: store.ExamStore, document: store.OwnedDocument) -> dict[str, Any]:
         stop, cost = threading.Event(), generation.Cost()
+        before = dict(self.job.meta.get("usage", {}))
+
+        def usage_so_far() -> dict[str, Any]:
+            return generation.total_cost(before, cost.summary())
+
+        client = gemini.connect(self.settings, self.job.connection)
         services = pipeline.Services(
-            client=gemini.connect(self.settings, self.job.connection),
+            client=client,
             throttle=Throttle(self.job.connection, self.settings),
             checkpoints=Checkpoints(self.job.connection, self.settings),
         )
@@ -73,11 +79,12 @@ class Run:
 
         def poll() -> None:
             self._check()
-            if self.job.meta.get("usage") != (summary := cost.summary()):
-                self._save_meta(usage=summary)
+            if self.job.meta.get("usage") != (so_far := usage_so_far()):
+                self._save_meta(usage=so_far)
 
         sinks = [self._show, document.progress, lambda _percent, _step: usage.flush()]
-        with Progress(sinks, stop, poll=poll, percent=int(self.job.meta.get("progress", 0))) as progress:
+        reached = int(self.job.meta.get("progress", 0))
+        with contextlib.closing(client), Progress(sinks, stop, poll=poll, percent=reached) as progress:
             try:
                 exam = pipeline.make_exam(
                     task,
@@ -93,11 +100,11 @@ class Run:
                 progress.check()  # why it was told to stop
                 raise
             finally:
-                self.job.meta["usage"] = cost.summary()
+                self.job.meta["usage"] = usage_so_far()
                 usage.flush()
             progress.check()
         document.publish(exam.questions, self._published_fields(task, exam), self._check)
-        return {"question_count": len(exam.questions), "usage": cost.summary()}
+        return {"question_count": len(exam.questions), "usage": usage_so_far()}
 
     def _published_fields(self, task: JobRequest, exam: pipeline.Exam) -> dict[str, Any]:
         return {

@@ -142,8 +142,12 @@ class Ids(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Let every record pass."""
         ids = self._ids | dict(_bound.get())
+        try:
+            message = record.getMessage()
+        except Exception:  # noqa: BLE001 (a slip of whoever logs: the handler says so, and the caller goes on)
+            message = ""
         # A worker also speaks of jobs that are not the one it runs.
-        named = _JOB.search(record.getMessage())
+        named = _JOB.search(message)
         if named and named[1] not in ids.values():
             ids = {"job_id": named[1]}
         record.fields = ids | getattr(record, "fields", {})

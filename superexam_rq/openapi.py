@@ -52,8 +52,8 @@ _START = """SwaggerUIBundle({
 _INTRODUCTION = """A PDF becomes exam questions in Firestore: submit a document, then follow its job.
 
 Every error has one shape: `error` (a code), `message` (what happened and what to do) and `details` (texts for each
-field). A path that is not listed here is answered with `404`, a method that is not listed with `405`. Where a key is
-needed, a request without one is answered with `401` before anything else."""
+field). A path that is neither listed here nor a page is answered with `404`, a method that is not listed with `405`.
+Where a key is needed, a request without one is answered with `401` before anything else."""
 
 _WAIT = {"description": "Seconds to wait before the next try.", "schema": {"type": "integer", "minimum": 0}}
 _JOB_ID = {

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
 
-from superexam_rq.errors import Cancelled, DocumentGone, Superseded
+from superexam_rq.errors import Cancelled, DocumentGone, SuperExamError, Superseded
 
 log = logging.getLogger(__name__)
 
@@ -111,5 +111,7 @@ class Progress:
             call()
         except (Cancelled, DocumentGone, Superseded) as error:
             self._error = self._error or error
+        except SuperExamError as error:
+            log.warning("progress could not be written: %s", error)
         except Exception:
             log.warning("progress could not be written", exc_info=True)

@@ -212,7 +212,9 @@ class JobSchema(Schema):
     queue_position = fields.Integer(
         required=True, allow_none=True, metadata={"description": "From 1; only while pending."}
     )
-    usage = fields.Dict(metadata={"description": "What the model was asked for: calls and tokens."})
+    usage = fields.Dict(
+        metadata={"description": "What all runs of the job asked the model for: calls, tokens, an estimate in USD."}
+    )
 
 
 class JobListSchema(Schema):

@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -201,7 +202,9 @@ class ExamStore:
                 raise Superseded("the document has ended")
             check()
 
-        owned = OwnedDocument(self, self.document(doc_id), job_id, f"{job_id}:settled", untouched)
+        owned = OwnedDocument(
+            self, self.document(doc_id), job_id, f"{job_id}:settled-{secrets.token_hex(4)}", untouched
+        )
         try:
             owned.adopt(snapshot := self.read(owned.reference))
             check()

@@ -71,9 +71,15 @@ def has_upload(file_path: Any, settings: Settings) -> bool:
             return any(bucket.get_blob(name, timeout=_LOOK_TIMEOUT, retry=None) is not None for name in names)
     try:
         root = settings.uploads_dir.resolve(strict=True)
-        found = [(root / spelling).resolve() for spelling in _spellings(file_path)]
-        return any(path.is_relative_to(root) and path.is_file() for path in found)
-    except (OSError, RuntimeError, ValueError):
+    except OSError:
+        return False
+    return any(_is_file_below(root, settings.uploads_dir, spelling) for spelling in _spellings(file_path))
+
+
+def _is_file_below(root: Path, directory: Path, file_path: str) -> bool:
+    try:
+        return (root / Path(*_resolve_below(root, directory, file_path))).is_file()
+    except (OSError, ValueError):
         return False
 
 
@@ -106,8 +112,8 @@ def _read_file(file_path: str, directory: Path, max_bytes: int) -> bytes:
     raise PdfMissing(_bare(file_path))
 
 
-def _read_below(root: Path, directory: Path, file_path: str, max_bytes: int) -> bytes:
-    """Read a file that lies below `root`, the resolved `directory`; raises `OSError` as the system does."""
+def _resolve_below(root: Path, directory: Path, file_path: str) -> tuple[str, ...]:
+    """Return the way from `root`, the resolved `directory`, to a file below it; raises `OSError` as the system does."""
     # An absolute path stays one when joined, so it has to lie below the directory like any other.
     if ".." in Path(file_path).parts:
         log.warning("The upload %r is refused: it holds '..'", file_path)
@@ -119,7 +125,12 @@ def _read_below(root: Path, directory: Path, file_path: str, max_bytes: int) -> 
     if not resolved.is_relative_to(root) or resolved == root:
         log.warning("The upload %r is refused: it lies outside UPLOADS_DIR", file_path)
         raise FileNotFoundError(errno.ENOENT, "refused")
-    descriptor = _open_beneath(root, resolved.relative_to(root).parts)
+    return resolved.relative_to(root).parts
+
+
+def _read_below(root: Path, directory: Path, file_path: str, max_bytes: int) -> bytes:
+    """Read a file that lies below `root`, the resolved `directory`; raises `OSError` as the system does."""
+    descriptor = _open_beneath(root, _resolve_below(root, directory, file_path))
     with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 (a descriptor, not a path)
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):

@@ -247,8 +247,10 @@ def register_errors(app: Flask, limiter: Limiter) -> None:
 
     @app.errorhandler(RateLimitExceeded)
     def too_often(reason: RateLimitExceeded) -> ResponseReturnValue:
-        answer = error(429, f"More than {reason.limit.limit.amount if reason.limit else 'the allowed'} submissions")
-        answer.headers["Retry-After"] = str(_seconds_to_wait(limiter))
+        seconds = _seconds_to_wait(limiter)
+        most = reason.limit.limit if reason.limit else "the allowed"
+        answer = error(429, f"More submissions than {most}: try again in {seconds} s")
+        answer.headers["Retry-After"] = str(seconds)
         return answer
 
     @app.errorhandler(RedisError)

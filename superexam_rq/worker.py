@@ -409,7 +409,6 @@ class ExamWorker(LoggedWorker):
 
     def run_maintenance_tasks(self) -> None:
         """Recover what other workers lost, queue retries that are overdue, start the sweep; heed `rq suspend`."""
-        self._children = [child for child in self._children if child.is_alive()]
         with self._outlive_refusals():
             self._check_scheduler()
             self._look_around()
@@ -496,7 +495,7 @@ class ExamWorker(LoggedWorker):
             target=_in_child, args=(function, *arguments), name=function.__name__, daemon=True
         )
         child.start()
-        self._children.append(child)
+        self._children = [*(other for other in self._children if other.is_alive()), child]
 
     # The scheduler
 

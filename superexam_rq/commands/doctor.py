@@ -26,10 +26,8 @@ def doctor(as_json: bool) -> None:
     # The findings say it better.
     logging.disable()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from superexam_rq.commands.options import export_for_google
     from superexam_rq.doctor import Finding, Level, examine
 
-    export_for_google()
     console = Console(highlight=False, soft_wrap=True)
     findings: list[Finding] = []
     for finding in examine(os.environ, Path(".env")):

@@ -10,40 +10,21 @@ from typing import Any, TypeVar
 import click
 
 from superexam_rq.client import ServiceClient, base_url
-from superexam_rq.config import Settings, read_environment
+from superexam_rq.config import Settings
 from superexam_rq.errors import ConfigError
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-# Google's libraries read these themselves, from the environment: they know nothing of `.env`.
-_READ_BY_GOOGLE = ("FIRESTORE_EMULATOR_HOST", "STORAGE_EMULATOR_HOST", "GOOGLE_APPLICATION_CREDENTIALS")
 
 _URL_HELP = "Where the service is; HOST and PORT of the settings if left out."
 _KEY_HELP = "Its bearer key; the first of API_KEYS if left out. Better by the variable: others can see arguments."
 
 
 def load_settings() -> Settings:
-    """Return the settings of this shell, or end with the line that says what is wrong with them.
-
-    What Google's libraries read is put into this process's environment, and so into its children's.
-    """
+    """Return the settings of this shell, or end with the line that says what is wrong with them."""
     try:
-        settings = Settings.from_env(os.environ, Path(".env"))
+        return Settings.from_env(os.environ, Path(".env"))
     except ConfigError as error:
         raise click.ClickException(str(error)) from None
-    export_for_google()
-    return settings
-
-
-def export_for_google() -> None:
-    """Put what Google's libraries read from `.env` into this process's environment, unless it is there."""
-    try:
-        merged = read_environment(os.environ, Path(".env"))
-    except ConfigError:
-        return  # whoever reads the settings says so
-    for name in _READ_BY_GOOGLE:
-        if merged.get(name):
-            os.environ[name] = merged[name]
 
 
 def service_options(command: F) -> F:

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -128,15 +127,15 @@ def process(
 
 def _interruptible() -> Callable[[], None]:
     """Note Ctrl-C from here on, and return what raises it: in the middle of a gRPC call it could hang or be lost."""
-    pressed = threading.Event()
+    pressed: list[int] = []
 
-    def press(*_: Any) -> None:
-        if pressed.is_set():
+    def press(number: int, _frame: Any) -> None:
+        if pressed:
             os._exit(INTERRUPTED)
-        pressed.set()
+        pressed.append(number)
 
     def check() -> None:
-        if pressed.is_set():
+        if pressed:
             raise KeyboardInterrupt
 
     # A shell's background job has it ignored, and is not meant.

@@ -19,12 +19,11 @@ from pathlib import Path
 from types import FrameType
 
 import requests
-from google.cloud import firestore
 from redis import Redis
 from redis.exceptions import RedisError
 from rich.console import Console
 
-from superexam_rq import website
+from superexam_rq import store, website
 from superexam_rq.client import ServiceClient, ServiceError, base_url
 from superexam_rq.config import PLACEHOLDER_KEY, Settings, read_environment
 from superexam_rq.sandbox.firestore import FirestoreServer
@@ -80,8 +79,7 @@ def _run(stack: contextlib.ExitStack, settings: Settings, pdf: Path | None, *, o
 
     demo = Settings.from_env(environment, Path(".env"))
 
-    os.environ.update({name: environment[name] for name in ("FIRESTORE_EMULATOR_HOST",) if name in environment})
-    client = firestore.Client(project=demo.google_cloud_project or None)
+    client = store.connect(demo)
     source = pdf or Path(str(resources.files("superexam_rq.sandbox") / "sample.pdf"))
     exam = website.store(client, demo, source, kind="demo")
     with contextlib.closing(ServiceClient(base_url(demo), next(iter(demo.api_keys), ""))) as api:
@@ -93,8 +91,8 @@ def _run(stack: contextlib.ExitStack, settings: Settings, pdf: Path | None, *, o
     website.show(console, website.questions(exam.document, SHOWN_QUESTIONS))
     for warning in found.get("warnings", []):
         console.print(f"Warning: {warning}", markup=False)
-    _print_places(console, places, exam.doc_id, job_id, folder)
     if not once:
+        _print_places(console, places, exam.doc_id, job_id, folder)
         console.print("Everything stays up until Ctrl-C.")
         while True:
             check()

@@ -270,13 +270,14 @@ class TestFirestore:
     def test_another_installation(self, healthy: Stack) -> None:
         """A document that a job unknown here writes to shows that somebody else works on the collection."""
         now = int(time.time() * 1000)
-        healthy.add_document("theirs", pdfs.prose(1), jobId="elsewhere", updatedAt=now)
+        healthy.add_document("theirs", pdfs.prose(1), run="elsewhere:1", updatedAt=now)
         only_failure(examine(healthy), "neighbours", "(theirs)", "FIRESTORE_COLLECTION_PREFIX")
 
     def test_documents_that_only_wait_are_nobody_s(self, healthy: Stack) -> None:
         """Neither the website's fresh ones nor stuck ones of long ago are another installation's."""
         healthy.add_document("fresh", pdfs.prose(1), updatedAt=int(time.time() * 1000))
-        healthy.add_document("stuck", pdfs.prose(1), jobId="long-gone", updatedAt=1)
+        healthy.add_document("stuck", pdfs.prose(1), run="long-gone:1", updatedAt=1)
+        healthy.add_document("again", pdfs.prose(1), jobId="long-gone", updatedAt=int(time.time() * 1000))
         assert of_level(examine(healthy), "ok") == set(NAMES)
 
 

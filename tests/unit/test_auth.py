@@ -20,6 +20,11 @@ def environ(address: str | None = "127.0.0.1", host: str = "localhost:8000", **h
     return {"REMOTE_ADDR": address, "HTTP_HOST": host, **named}
 
 
+def proxied(address: str, by: str) -> dict[str, Any]:
+    """Return the environment of a request through one trusted proxy, as `behind_proxies` hands it on."""
+    return environ(address, x_forwarded_for=address) | {"werkzeug.proxy_fix.orig": {"REMOTE_ADDR": by}}
+
+
 def guard(verify: auth.TokenVerifier | None = None, **settings: Any) -> Guard:
     """Return a guard with these settings."""
     return Guard(Settings(**settings), verify)
@@ -54,8 +59,13 @@ class TestThisMachine:
 
     def test_a_trusted_proxy_tells_who_calls(self) -> None:
         """Behind one trusted proxy the address put in place is believed."""
-        assert is_on_this_machine(environ("127.0.0.1", x_forwarded_for="127.0.0.1"), 1)
-        assert not is_on_this_machine(environ("10.0.0.1", x_forwarded_for="10.0.0.1"), 1)
+        assert is_on_this_machine(proxied("127.0.0.1", by="127.0.0.1"), 1)
+        assert not is_on_this_machine(proxied("10.0.0.1", by="127.0.0.1"), 1)
+
+    def test_a_proxy_elsewhere_does_not_vouch_for_this_machine(self) -> None:
+        """Without one, anybody could name loopback as the client."""
+        assert not is_on_this_machine(proxied("127.0.0.1", by="10.1.2.3"), 1)
+        assert not is_on_this_machine(environ("127.0.0.1", x_forwarded_for="127.0.0.1"), 1)
 
     def test_a_chain_shorter_than_the_trusted_one_is_not_believed(self) -> None:
         """Then the address is a proxy's own, which may well be loopback."""

@@ -16,7 +16,7 @@ from superexam_rq import errors
 from superexam_rq.checkpoints import Checkpoint
 from superexam_rq.config import Settings
 from superexam_rq.gemini import MAX_PDF, GeminiSlow, ModelAnswer, ModelRequest, Outcome, RequestAdapted, Usage
-from superexam_rq.generation import Ask, BatchResult, Cost, Generation, Source, generate
+from superexam_rq.generation import Ask, BatchResult, Cost, Generation, Source, generate, total_cost
 from superexam_rq.prices import estimate
 from tests.clocks import HastyEvent
 
@@ -648,6 +648,24 @@ class TestCost:
         cost = Cost()
         cost.add("gemini-9-flash", Usage(1, 1, 1))
         assert cost.summary()["usd"] is None
+
+
+def test_a_job_s_runs_are_counted_together() -> None:
+    """What a failed run was paid for is not forgotten; a price that is not known of one is not known of both."""
+    bench = Bench(lambda pages, turn, prompt: answer(pages) if 1 in pages else errors.GeminiKeyRefused("no"))
+    with pytest.raises(errors.GeminiKeyRefused):
+        bench.run((1,), (2,))
+    first = bench.cost.summary()
+    bench.model.script = complete
+    bench.run((1,), (2,))
+    second = bench.cost.summary()
+    both = total_cost(first, second)
+    assert both["calls"] == first["calls"] + second["calls"] == 3
+    assert both["prompt_tokens"] == first["prompt_tokens"] + second["prompt_tokens"] > second["prompt_tokens"]
+    assert both["usd"] == pytest.approx(first["usd"] + second["usd"])
+    assert both["outcomes"] == {"complete": 2, "gemini_key": 1}
+    assert total_cost({}, second) == second
+    assert total_cost({**first, "usd": None}, second)["usd"] is None
 
 
 def test_warnings_stay_short() -> None:

@@ -20,6 +20,7 @@ from werkzeug.test import TestResponse
 
 from superexam_rq import lifecycle
 from superexam_rq.app import create_app
+from superexam_rq.auth import behind_proxies
 from superexam_rq.config import Settings
 from superexam_rq.events import event_id
 from superexam_rq.queueing import JobQueue
@@ -514,6 +515,8 @@ class TestGuard:
     def test_a_trusted_proxy_is_believed(self, build: Build) -> None:
         """Its word decides, in both directions."""
         client = build(trusted_proxies=1)
+        app = client.application
+        app.wsgi_app = behind_proxies(app.wsgi_app, Settings(trusted_proxies=1))  # type: ignore[method-assign]
         assert client.get("/jobs", headers={"X-Forwarded-For": "10.0.0.1, 127.0.0.1"}).status_code == 200
         assert client.get("/jobs", headers={"X-Forwarded-For": "127.0.0.1, 10.0.0.1"}).status_code == 401
         assert client.get("/jobs", headers={"X-Forwarded-Host": "localhost"}).status_code == 401

@@ -5,8 +5,10 @@ What lives where:
 - ``names``: resource names, ids and field paths, and the one error that carries a status code
 - ``values``: order, size, limits and transforms of single values
 - ``query``: one structured query over documents
-- ``state``: the documents with their recent history, commits, transactions, the state file
-- ``service``: the RPCs, Listen, and ``FirestoreServer``
+- ``state``: the documents with their recent history, commits, transactions
+- ``statefile``: where they are kept between two starts
+- ``listen``: the watches of queries and documents
+- ``service``: the RPCs, and ``FirestoreServer``
 - ``faults``: answers that a test wants to go wrong
 
 It is a double for development and tests. It has no security rules, no indexes (so it never asks for a
