@@ -371,7 +371,8 @@ def _check_pattern(pattern: str, pointer: str) -> None:
 def _may_explode(pattern: str) -> bool:
     """Return whether a group that repeats without a small bound holds a repetition or an alternative.
 
-    This also meets harmless patterns, but Python's matcher can't be stopped once it runs.
+    This also meets harmless patterns. Those whose time grows by a power of the text's length pass: texts are bounded,
+    and what takes too long all the same is ended with its run, by `JOB_TIMEOUT`.
     """
     groups = [False]
     bare = re.sub(r"\\.", "x", pattern, flags=re.DOTALL)

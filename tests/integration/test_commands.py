@@ -185,6 +185,15 @@ class TestRefusals:
         assert done.returncode == 1
         assert done.stderr.startswith("Error: PORT takes")
 
+    @pytest.mark.parametrize("command", ["api", "worker", "env", "doctor"])
+    def test_a_prefix_that_rq_does_not_take(self, service: Stack, command: str) -> None:
+        """RQ would refuse it with a traceback, before any setting is read."""
+        done = service.command(command, REDIS_KEY_PREFIX="a b:", RQ_KEY_PREFIX="")
+        told = done.stderr + done.stdout
+        assert done.returncode == 1
+        assert "REDIS_KEY_PREFIX takes letters, digits" in told
+        assert "Traceback" not in told
+
 
 @pytest.fixture
 def ended(service: Stack) -> dict[str, dict[str, Any]]:

@@ -5,6 +5,7 @@ The reader's rule is the contract's: the questions of a document that is not `re
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -451,3 +452,21 @@ def test_a_commit_that_lands_late_makes_no_mixture(
             if ended:
                 assert commit
                 return
+
+
+def test_two_that_settle_one_document_do_not_take_turns(server: FirestoreServer) -> None:
+    """The API, a sweep and a recovery may come at the same time: what the first wrote stands, and is written once."""
+    with contextlib.closing(firestore_client(server.address)) as client:
+        exams = store.ExamStore(client, Settings(), deadline=5.0)
+        document = client.document("superexam-documents", "settled-twice")
+        document.set({"status": "processing", "currentStep": "Starting"})
+        seen: list[Any] = []
+
+        def first() -> None:
+            if not seen:
+                seen.append(exams.settle("settled-twice", "job", store.Outcome("cancelled"), lambda: None))
+                seen.append(document.get().update_time)
+
+        assert exams.settle("settled-twice", "job", store.Outcome("cancelled"), first) is False
+        assert seen == [True, document.get().update_time]
+        assert document.get().get("status") == "uploaded"

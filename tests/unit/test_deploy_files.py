@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
-from fakeredis import FakeRedis
+from fakeredis import FakeRedis, FakeServer
 from rq import Queue
 from rq.registry import StartedJobRegistry
 
@@ -255,6 +255,22 @@ def test_the_health_check_knows_its_role_and_its_worker(
     proc = processes(tmp_path, p1=first, p7=second)
     assert healthcheck.is_worker(proc) is role
     assert healthcheck.worker_name(proc) == name
+
+
+@pytest.mark.parametrize(("suspended", "wrong"), [(True, None), (False, "the worker is starting")])
+def test_a_worker_that_waits_to_start_is_healthy(
+    healthcheck: ModuleType, monkeypatch: pytest.MonkeyPatch, suspended: bool, wrong: str | None
+) -> None:
+    """It waits for `rq resume`, or for Redis: to start it anew would not help."""
+    server = FakeServer()
+    redis = FakeRedis(server=server)
+    if suspended:
+        redis.set("superexam:suspended", 1)
+    monkeypatch.setattr(healthcheck.Redis, "from_url", lambda *_, **__: redis)
+    settings = Settings.from_env({})
+    assert healthcheck.check_worker(settings, None) == wrong
+    server.connected = False
+    assert healthcheck.check_worker(settings, None) is None
 
 
 # systemd

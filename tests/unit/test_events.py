@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import runpy
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakeredis import FakeRedis
+from redis.client import PubSub
 
-from superexam_rq import lifecycle
+from superexam_rq import events, lifecycle
 from superexam_rq.config import Settings
 from superexam_rq.events import MAX_LISTENERS, Hub, TooManyListeners, event_id
 from superexam_rq.queueing import JobObject, JobQueue
@@ -89,6 +92,36 @@ def test_a_stream_that_is_left_makes_room(jobs: JobQueue) -> None:
     streams.close()
     with pytest.raises(TooManyListeners):
         streams.listen("c")
+
+
+def test_a_stream_that_begins_while_the_watcher_leaves_goes_on(jobs: JobQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watcher goes when nobody has listened for a while; who comes just then has another one."""
+    leaving, gone = threading.Event(), threading.Event()
+    closed = PubSub.__exit__
+
+    def close(self: PubSub, *arguments: Any) -> None:
+        leaving.set()
+        assert gone.wait(10)
+        closed(self, *arguments)
+
+    monkeypatch.setattr(PubSub, "__exit__", close)
+    monkeypatch.setattr(events, "_IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(events, "POLL_SECONDS", 0.01)
+    streams = hub(jobs)
+    streams.listen("other").close()
+    first_watcher = next(thread for thread in threading.enumerate() if thread.name == "job-events")
+    assert leaving.wait(10)
+    first = job(jobs)
+    stream = streams.stream(streams.listen(first.job_id), first, None)
+    assert next(stream).startswith("retry:")
+    gone.set()
+    first_watcher.join(10)
+    assert not first_watcher.is_alive()
+    told = [next(stream) for _ in range(10)]
+    assert told[0].startswith("id: ")
+    assert set(told[1:]) == {": still here\n\n"}
+    stream.close()  # type: ignore[attr-defined]
+    streams.close()
 
 
 def test_the_server_has_threads_left_beside_a_full_house_of_streams() -> None:

@@ -75,6 +75,11 @@ class TestIds:
             {"job_id": None, "doc_id": None, "attempt": None},
         ]
 
+    def test_a_slip_of_who_logs_is_not_raised_at_him(self) -> None:
+        """Any library may write a line that can't be put together; the handler reports it, and work goes on."""
+        odd = logging.LogRecord("somelib", logging.WARNING, "x.py", 1, "%d items", ("x",), None)
+        assert logs.Ids({"pid": 7}).filter(odd)
+
     def test_ids_of_the_process_need_no_context(self) -> None:
         """What a process was configured with is in the lines of all its threads."""
         line = in_fresh_context(lambda: json_line(record("x"), job_id=JOB, doc_id="doc", attempt=1))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from superexam_rq import progress
-from superexam_rq.errors import Cancelled
+from superexam_rq.errors import Cancelled, FirestoreUnavailable
 from superexam_rq.progress import Progress
 
 # Of the real intervals a fiftieth: the thread waits for real between its looks at the clock.
@@ -101,6 +101,15 @@ def test_a_write_that_fails_fails_no_run(writer: Writer) -> None:
     writer.progress.check()
     assert writer.written == [(40, "Writing")]
     assert not writer.stop.is_set()
+
+
+def test_an_outage_is_told_in_a_line(writer: Writer, caplog: pytest.LogCaptureFixture) -> None:
+    """A traceback each second would tell nobody anything."""
+    writer.found = FirestoreUnavailable("Firestore is not available")
+    writer.pass_time(2)
+    assert {(found.getMessage(), found.exc_info) for found in caplog.records} == {
+        ("progress could not be written: Firestore is not available", None)
+    }
 
 
 def test_a_run_that_is_not_wanted_is_told(writer: Writer) -> None:
