@@ -36,9 +36,6 @@ MEGABYTE = 2**20
 _SMALL_PART = 4 * MEGABYTE
 _BLOAT = 3
 
-_MAX_SELECTION_CHARS = 1000
-_RANGE = re.compile(r"([0-9]{1,6})(?:\s*[-\u2013]\s*([0-9]{1,6}))?")
-
 
 class Document:
     """Hold one open PDF; a context manager whose methods may be called from several threads."""
@@ -222,39 +219,3 @@ def _spans(pages: Sequence[int]) -> Iterator[tuple[int, int]]:
         if at + 1 == len(pages) or pages[at + 1] != page + 1:
             yield pages[start], page
             start = at + 1
-
-
-def check_pages(selection: str) -> None:
-    """Check a page selection as far as that goes without the PDF; raises `ValueError` with a text for the caller."""
-    _ranges(selection)
-
-
-def parse_pages(selection: str, page_count: int) -> tuple[int, ...]:
-    """Return the selected pages (1-based, ascending, each once) of a document with `page_count` pages.
-
-    What lies behind the last page is left out; raises `PdfInvalid` if nothing is left, `ValueError` as `check_pages`.
-    """
-    pages: set[int] = set()
-    for first, last in _ranges(selection):
-        pages.update(range(first, min(last, page_count) + 1))
-    if not pages:
-        count = "1 page" if page_count == 1 else f"{page_count} pages"
-        raise PdfInvalid(f"The PDF has {count}, none of which is in the selection {selection.strip()[:100]}")
-    return tuple(sorted(pages))
-
-
-def _ranges(selection: str) -> list[tuple[int, int]]:
-    if len(selection) > _MAX_SELECTION_CHARS:
-        raise ValueError(f"A page selection has at most {_MAX_SELECTION_CHARS} characters.")
-    ranges = []
-    for word in selection.split(","):
-        match = _RANGE.fullmatch(word.strip())
-        if match is None:
-            raise ValueError("Pages are numbers and ranges, separated by commas, such as 3-40,55.")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if first < 1:
-            raise ValueError("Pages count from 1.")
-        if last < first:
-            raise ValueError(f"The range {first}-{last} runs backwards.")
-        ranges.append((first, last))
-    return ranges

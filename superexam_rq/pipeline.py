@@ -18,6 +18,7 @@ from typing import Any
 from superexam_rq import errors, gemini, generation, pdf, questions, uploads
 from superexam_rq.caller_schema import CallerSchema, SchemaError
 from superexam_rq.config import Settings
+from superexam_rq.pages import parse_pages
 from superexam_rq.progress import Progress
 from superexam_rq.request import JobRequest
 from superexam_rq.store import Prompts
@@ -88,7 +89,7 @@ def make_exam(
     data = uploads.read_upload(document.get("filePath"), settings)
     batches: dict[int, tuple[list[questions.Question], questions.Report]] = {}
     with pdf.Document.open(data, max_bytes=settings.max_pdf_mb * 2**20, max_pages=settings.max_pdf_pages) as source:
-        chosen = pdf.parse_pages(task.pages, source.page_count) if task.pages else range(1, source.page_count + 1)
+        chosen = parse_pages(task.pages, source.page_count) if task.pages else range(1, source.page_count + 1)
         pages = source.readable(chosen)
         text = functools.cache(source.text)
 

@@ -12,6 +12,7 @@ from typing import Any
 from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validate
 
 from superexam_rq.caller_schema import CallerSchema, SchemaError
+from superexam_rq.pages import MAX_SELECTION_CHARS, SELECTION_PATTERN, check_pages
 from superexam_rq.queueing import STATUS_NAMES
 from superexam_rq.request import MODEL_PATTERN, JobRequest
 
@@ -21,8 +22,6 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _MAX_ID_BYTES = 1500
 # The same for readers of the OpenAPI text, in the dialect of JavaScript.
 _ID_PATTERN = r"^(?!\.{1,2}$)(?!__.*__$)[^/\u0000-\u001f\u007f-\u009f\u2028\u2029]+$"
-_PAGES = r"^ *[0-9]{1,6} *(- *[0-9]{1,6} *)?(, *[0-9]{1,6} *(- *[0-9]{1,6} *)?)*\Z"
-_MAX_PAGES_CHARS = 1000
 
 STATUSES = tuple(dict.fromkeys(STATUS_NAMES.values()))
 MAX_LIMIT = 200
@@ -56,14 +55,12 @@ def check_id(value: str) -> None:
         raise ValidationError(f"Must be at most {_MAX_ID_BYTES} bytes long.")
 
 
-def check_pages(value: str) -> None:
+def check_selection(value: str) -> None:
     """Refuse what is not a list of pages and ranges, such as 3-40,55."""
-    if len(value) > _MAX_PAGES_CHARS or not re.match(_PAGES, value):
-        raise ValidationError("Must be pages and ranges, such as 3-40,55.")
-    for part in value.split(","):
-        first, _, last = part.partition("-")
-        if int(first) < 1 or (last and int(last) < int(first)):
-            raise ValidationError(f"Must count from 1 and rise: {part.strip()}.")
+    try:
+        check_pages(value)
+    except ValueError as error:
+        raise ValidationError(str(error)) from None
 
 
 def check_schema(value: Any) -> None:
@@ -110,12 +107,12 @@ class SubmissionSchema(Schema):
     pages = fields.String(
         load_default=None,
         allow_none=True,
-        validate=check_pages,
+        validate=check_selection,
         metadata={
             "description": "Only these pages of the PDF, counted from 1.",
             "example": "3-40,55",
-            "maxLength": _MAX_PAGES_CHARS,
-            "pattern": _PAGES.replace(r"\Z", "$"),
+            "maxLength": MAX_SELECTION_CHARS,
+            "pattern": SELECTION_PATTERN,
         },
     )
     max_questions = fields.Integer(

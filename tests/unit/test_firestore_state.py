@@ -60,16 +60,16 @@ def test_idle_transaction_expires(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_turn_of_a_client_that_went_away_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """A retried transaction keeps others from what it read for a limited time only."""
-    monkeypatch.setattr(state, "TURN", 0.2)
+    monkeypatch.setattr(state, "TURN", 1.0)
     store = Store()
     first = store.begin(retry=True)
     store.transaction(first).names.add(NAME)
     store.snapshot(first)
     started = time.monotonic()
     store.commit([types.Write.pb()(delete=f"{ROOT}/exams/other")])
-    assert time.monotonic() - started < 0.15
+    assert time.monotonic() - started < 0.8
     store.commit([put(1)])
-    assert time.monotonic() - started >= 0.2
+    assert time.monotonic() - started >= 1.0
     with pytest.raises(FirestoreError, match="contention"):
         store.commit([put(2)], first)
 
