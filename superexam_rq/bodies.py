@@ -28,6 +28,8 @@ def json_object(request: Request) -> dict[str, Any]:
     Raises the HTTP errors 400 (not JSON), 413 and 415, and `ValidationError` where it is JSON but no object, or a
     name comes twice.
     """
+    if not request.content_length and "HTTP_TRANSFER_ENCODING" not in request.environ:
+        raise BadRequest("The body is empty: send JSON")
     if request.mimetype != "application/json":
         raise UnsupportedMediaType("Send the body as application/json")
     if request.mimetype_params.get("charset", "utf-8").lower() not in {"utf-8", "utf8", "us-ascii"}:

@@ -32,7 +32,12 @@ GUNICORN_CONFIG = Path("deploy/gunicorn.conf.py")
 
 
 def _exports(settings: Settings) -> dict[str, str]:
-    return {"RQ_KEY_PREFIX": settings.rq_key_prefix, "RQ_REDIS_URL": settings.redis_url}
+    return {
+        "RQ_KEY_PREFIX": settings.rq_key_prefix,
+        "RQ_REDIS_URL": settings.redis_url,
+        "RQ_DASHBOARD_REDIS_URL": settings.redis_url,
+        "RQ_DASHBOARD_JSON": "1",
+    }
 
 
 @contextlib.contextmanager
@@ -114,6 +119,8 @@ def worker() -> None:
     settings = load_settings()
     # The name tells an operator the machine, and a container's health check which registration is its own.
     name = f"{socket.gethostname()}-{secrets.token_hex(4)}"
+    with _one_line():
+        settings.require_gemini_key()
     _wait_for_redis(settings)
     options = ("-S", "json", "-w", "superexam_rq.worker.ExamWorker", "--name", name, "--with-scheduler")
     _become(settings, "rq.cli", "worker", *options, settings.queue_name)

@@ -14,11 +14,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, quote, urlsplit
+from urllib.parse import SplitResult, parse_qs, quote, urlsplit
 
-from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 
 from superexam_rq.errors import ConfigError
+from superexam_rq.request import MODEL_PATTERN
 
 Parser = Callable[[str], Any]
 
@@ -30,12 +31,25 @@ _PREFIX = re.compile(r"[A-Za-z0-9_.:{}-]+")
 _HOST_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
 # Nothing that could be taken for a pattern.
 _ORIGIN = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?")
+_NUMBER = re.compile(r"[0-9]{1,9}")
 _RATE = re.compile(r"\s*[1-9]\d{0,8}\s*(/|per)\s*([1-9]\d{0,5}\s*)?(second|minute|hour|day)s?\s*", re.IGNORECASE)
 # A comment behind a value: systemd's EnvironmentFile and `docker run --env-file` keep it in the value.
 _TRAILING_COMMENT = re.compile(r"(^|\s+)#.*$", re.DOTALL)
 
 
 def _text(value: str) -> str:
+    return value
+
+
+def _key(value: str) -> str:
+    if re.search(r"\s", value):
+        raise ValueError("a key without blanks")
+    return value
+
+
+def _model(value: str) -> str:
+    if not re.fullmatch(MODEL_PATTERN, value):
+        raise ValueError("a model's name, such as gemini-flash-latest")
     return value
 
 
@@ -114,7 +128,10 @@ def _redis_url(value: str) -> str:
         parts = _url(value, "redis", "rediss", "unix")
     except ValueError:
         parts = None
-    if parts is None or (parts.scheme == "unix" and not parts.path):
+    numbers = parse_qs(parts.query, keep_blank_values=True).get("db", []) if parts else []
+    if parts is not None and parts.scheme != "unix":
+        numbers.append(parts.path.removeprefix("/") or "0")
+    if parts is None or (parts.scheme == "unix" and not parts.path) or not all(map(_NUMBER.fullmatch, numbers)):
         raise ValueError("a URL such as redis://localhost:6379/0, rediss://user:password@host:6379/0 or unix:///path")
     return value
 
@@ -124,8 +141,8 @@ def _http_url(value: str) -> str:
         parts = _url(value, "http", "https")
     except ValueError:
         parts = None
-    if parts is None or not parts.netloc:
-        raise ValueError("a URL that begins with http:// or https://")
+    if parts is None or not parts.netloc or parts.query or parts.fragment:
+        raise ValueError("a URL that begins with http:// or https://, without ? and #")
     return value.rstrip("/")
 
 
@@ -181,8 +198,8 @@ class Settings:
         "superexam-", "before documents, system-prompts and custom-prompts", _collection_prefix
     )
 
-    gemini_api_key: str = _setting("", "required by workers, not by the API", secret=True)
-    gemini_model: str = _setting("gemini-flash-latest", "any model name that the key can use")
+    gemini_api_key: str = _setting("", "required by workers, not by the API", _key, secret=True)
+    gemini_model: str = _setting("gemini-flash-latest", "any model name that the key can use", _model)
     gemini_sdk: str = _setting(
         "google-generativeai", "google-generativeai or google-genai", _one_of("google-generativeai", "google-genai")
     )
@@ -262,6 +279,11 @@ class Settings:
             object.__setattr__(self, "redis_url", f"redis://{login}{address}/{self.redis_db}")
         return self
 
+    def require_gemini_key(self) -> None:
+        """Raise `ConfigError` where there is no key, without which a worker can do nothing."""
+        if not self.gemini_api_key:
+            raise ConfigError("GEMINI_API_KEY is not set: a worker needs the key of the Gemini API")
+
     def key(self, *parts: str) -> str:
         """Return the name of a Redis key or channel of ours, under the prefix that RQ's keys have too."""
         return ":".join((self.rq_key_prefix, *parts))
@@ -317,17 +339,30 @@ def read_environment(environ: Mapping[str, str], dotenv: Path | None = None) -> 
         found = known.get(name)
         if found is not None:
             # A password may hold a " #"; in .env it can be quoted, in the environment it is taken whole.
-            merged[name] = value.strip() if found.secret else _TRAILING_COMMENT.sub("", value).strip()
+            whole = found.secret and found.parse in {_text, _redis_url}
+            merged[name] = value.strip() if whole else _TRAILING_COMMENT.sub("", value).strip()
     return merged
 
 
 def _read_dotenv(path: Path | None) -> dict[str, str | None]:
     if path is None or not path.is_file():
         return {}
+    known = {name for row in rows() for name in row.names}
+    values: dict[str, str | None] = {}
     try:
-        return dotenv_values(path, interpolate=False)
+        with path.open(encoding="utf-8") as file:
+            # Not `dotenv_values`, which passes over what it can't read, be it a password.
+            for line in parse_stream(file):
+                broken = "\n" in (line.value or "") and line.key in known
+                if line.error or broken:
+                    name = line.key or line.original.string.strip().partition("=")[0][:40]
+                    where = f"{path.name}, line {line.original.line}"
+                    raise ConfigError(f"{where}: {name!r} can't be read: a quote must be closed, and end its line")
+                if line.key is not None:
+                    values[line.key] = line.value
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path.name} can't be read: {type(error).__name__}") from None
+    return values
 
 
 def env_example() -> str:

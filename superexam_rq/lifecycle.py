@@ -18,6 +18,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -52,6 +53,9 @@ _LIVE_VALUES = frozenset(status.value for status in LIVE)
 # A job that waits longer than this for a worker is no longer protected from a second submission: every key expires.
 # The sweep renews the time while the job lives.
 DOCUMENT_KEY_TTL = 30 * 86400
+
+# So many documents are told at once.
+_AT_ONCE = 8
 
 CANCEL_TEXT = "Cancelled"
 BUSY_TEXT = "Another job has this document"
@@ -201,6 +205,11 @@ def retry_step(seconds: float, attempt: int, max_attempts: int) -> str:
     return f"Retrying in {max(0, round(seconds))} s (attempt {attempt} of {max_attempts})"
 
 
+def queue_step(attempt: int, max_attempts: int) -> str:
+    """Return the step shown while an attempt after the first, or one that was handed back, waits in the queue."""
+    return f"Waiting for a worker (attempt {attempt} of {max_attempts})"
+
+
 def fetch(queue: Queue, job_id: str, connection: Redis | Pipeline | None = None) -> ExamJob:
     """Return a job as Redis holds it; raises RQ's `NoSuchJobError`."""
     job = ExamJob(job_id, connection=queue.connection, serializer=queue.serializer)
@@ -321,7 +330,7 @@ def hand_back(queue: Queue, execution: Execution) -> None:
             return
         pipe.multi()
         execution.delete(job=job, pipeline=pipe)
-        job.meta.update(step="Waiting for a worker")
+        job.meta.update(step=queue_step(job.attempt, job.max_attempts))
         queue._enqueue_job(job, pipeline=pipe, at_front=True)
 
     transaction(queue.connection, step)
@@ -359,7 +368,7 @@ def note_failure(job: ExamJob, error: BaseException) -> None:
     if job.should_retry:
         seconds = job.get_retry_interval()
         following = (job.attempt + 1, job.max_attempts)
-        step = retry_step(seconds, *following) if seconds else "Waiting to retry (attempt {} of {})".format(*following)
+        step = retry_step(seconds, *following) if seconds else queue_step(*following)
         job.meta.update(step=step, last_error=failure.text)
     elif not (job.lost and job.meta.get("error")):  # else the run could still say why before it died
         job.meta.update(step="Failed", error=failure.final_text(job.attempt), error_code=failure.code)
@@ -544,12 +553,16 @@ def settle(connection: Redis, settings: Settings, job_ids: Iterable[str], deadli
 
     with contextlib.closing(store.connect(settings)) as client:
         exams = store.ExamStore(client, settings, deadline=deadline)
-        for job_id in job_ids:
+
+        def settle_one(job_id: str) -> None:
             try:
                 settle_document(connection, settings, exams, job_id)
             except (store.RequestRefused, NoSuchJobError) as error:
                 # Of this document alone: the others are told all the same.
                 log.warning("job %s: its document can't be told: %s", job_id, error)
+
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            list(pool.map(settle_one, job_ids))
 
 
 def tell_failure(settings: Settings, job: ExamJob, deadline: float = 5.0) -> None:
@@ -605,7 +618,7 @@ def outcome(job: ExamJob, due: float | None = None) -> Outcome | None:
     if status is JobStatus.FAILED:
         return Outcome("failed", str(job.meta.get("error") or "The job failed; try again"))
     if status in {JobStatus.QUEUED, JobStatus.SCHEDULED} and job.meta.get("attempt"):
-        step = str(job.meta.get("step", ""))
+        step = queue_step(job.attempt, job.max_attempts)
         if due is not None:
             step = retry_step(due - time.time(), job.attempt, job.max_attempts)
         return Outcome("waiting", step, int(job.meta.get("progress", 0)))

@@ -30,7 +30,7 @@ from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
 from superexam_rq.config import Settings
 from superexam_rq.errors import ConfigError
-from superexam_rq.lifecycle import LIVE, ExamJob, retry_step
+from superexam_rq.lifecycle import LIVE, ExamJob, queue_step, retry_step
 from superexam_rq.request import JobRequest
 from superexam_rq.submission import Submission, Submitter
 
@@ -233,7 +233,9 @@ class JobQueue:
         return list(jobs.values()), int(total)
 
     def _ask(self, pipe: Any, job_id: str) -> None:
-        pipe.hmget(Job.key_for(job_id), "status", "meta", "created_at", "started_at", "ended_at", "ended")
+        pipe.hmget(
+            Job.key_for(job_id), "status", "meta", "created_at", "started_at", "ended_at", "ended", "retries_left"
+        )
         pipe.zscore(self.scheduled.key, job_id)
 
     def _readable(
@@ -249,7 +251,7 @@ class JobQueue:
     def _job_object(
         self, job_id: str, found: Sequence[bytes | None], due: float | None, position: int | None
     ) -> JobObject:
-        raw_status, raw_meta, created, started, ended, put_back = found
+        raw_status, raw_meta, created, started, ended, put_back, left = found
         meta = JSONSerializer.loads(raw_meta) if raw_meta else {}
         status = JobStatus(as_text(raw_status or b""))
         if status is JobStatus.QUEUED and put_back is not None:  # by RQ's own tools: a new beginning
@@ -260,6 +262,8 @@ class JobQueue:
         retry_at = due if status is JobStatus.SCHEDULED else None
         if retry_at is not None:
             step = retry_step(retry_at - self.clock(), attempt + 1, max_attempts)
+        elif status is JobStatus.QUEUED and attempt:
+            step = queue_step(max_attempts - int(left or 0), max_attempts)
         return JobObject(
             job_id=job_id,
             doc_id=str(meta.get("doc_id", "")),

@@ -134,6 +134,7 @@ class SubmissionSchema(Schema):
     )
     priority = fields.String(
         load_default="normal",
+        allow_none=True,
         validate=validate.OneOf(["normal", "high"]),
         metadata={"description": "`high`: to the front of the queue."},
     )

@@ -28,6 +28,8 @@ from superexam_rq.schemas import error_code
 
 # A request must have come, and each part of an answer be taken, within this.
 CLIENT_SECONDS = 20.0
+# So many bytes of a body that nobody wanted gunicorn reads to get to the next request (http.parser).
+MAX_UNREAD = 60_000
 # A request that takes longer is not counted: an event stream, or a Redis that does not answer.
 SLOW_SECONDS = 0.01
 # With requests waiting, a process takes its next connection so much later.
@@ -103,6 +105,15 @@ class ApiWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             self._started[conn] = time.monotonic()
             keep = super().handle(conn)
         return keep
+
+    def handle_request(self, req: Any, conn: Any) -> Any:
+        """Answer one request; where its body is large, or of unknown length, the answer says that it is the last one.
+
+        gunicorn closes the connection where much of a body was left unread, as of one that was refused.
+        """
+        if getattr(req.body.reader, "length", MAX_UNREAD + 1) > MAX_UNREAD:
+            req.force_close()
+        return super().handle_request(req, conn)
 
     def _start(self) -> None:
         """Start what waits, as far as few are at work; one that takes long (a stream, Redis away) is not counted."""

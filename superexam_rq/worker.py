@@ -63,9 +63,9 @@ STALE_SECONDS = 600
 # How long a retry may be overdue until a worker queues it in place of the scheduler.
 OVERDUE = 3
 SWEEP_INTERVAL = 30
-# Documents of jobs that wait for a retry are told again so often (contract §3), of the next ones due.
+# Documents of jobs that have run and wait, for a retry or for a worker, are told again so often (contract §3).
 REMIND_INTERVAL = 10
-MAX_REMINDED = 50
+MAX_REMINDED = 500
 # A child that tells Firestore something gives up after this; less than SWEEP_INTERVAL, so that sweeps never overlap.
 CHILD_SECONDS = 25
 # Tries after which an outage of Redis is told, and the pause after a refusal.
@@ -454,11 +454,12 @@ class ExamWorker(LoggedWorker):
             pipe.zrange(started, 0, -1, withscores=True)
             pipe.lrange(self.queue.intermediate_queue_key, 0, -1)
             pipe.zrangebyscore(scheduled, "-inf", time.time() - OVERDUE, start=0, num=100)
-            pipe.zrange(scheduled, 0, MAX_REMINDED - 1)
+            pipe.zcard(scheduled)
+            pipe.llen(self.queue.key)
             pipe.set(self.settings.key("sweep"), self.name, nx=True, ex=SWEEP_INTERVAL)
             pipe.hexists(self.key, "birth")
             pipe.sismember(WORKERS_BY_QUEUE_KEY % self.queue.name, self.key)
-            runs, popped, overdue, waiting, sweeping, *registered = pipe.execute()
+            runs, popped, overdue, retries, queued, sweeping, *registered = pipe.execute()
         if not all(registered):
             self._register_again()
         seen = {entry.decode(): float(score) for entry, score in runs}
@@ -477,8 +478,22 @@ class ExamWorker(LoggedWorker):
             self._spawn(lifecycle.settle, self.connection, self.settings, lost)
         if sweeping:
             self._spawn(sweep.run, self.connection, self.settings)
-        if waiting and self.connection.set(self.settings.key("remind"), self.name, nx=True, ex=REMIND_INTERVAL):
-            self._spawn(lifecycle.settle, self.connection, self.settings, [job_id.decode() for job_id in waiting])
+        if retries or queued:
+            self._remind()
+
+    def _remind(self) -> None:
+        """Have the documents told again whose jobs have run and wait; the website writes over what they show."""
+        if not self.connection.set(self.settings.key("remind"), self.name, nx=True, ex=REMIND_INTERVAL):
+            return
+        with self.connection.pipeline(transaction=False) as pipe:
+            pipe.zrange(ScheduledJobRegistry(queue=self.queue).key, 0, -1)
+            pipe.lrange(self.queue.key, 0, -1)
+            waiting, queued = ([job_id.decode() for job_id in ids] for ids in pipe.execute())
+            for job_id in queued:
+                pipe.hexists(Job.key_for(job_id), "runs")
+            waiting += [job_id for job_id, has_run in zip(queued, pipe.execute(), strict=True) if has_run]
+        if waiting:
+            self._spawn(lifecycle.settle, self.connection, self.settings, waiting[:MAX_REMINDED])
 
     def _register_again(self) -> None:
         """Register as at birth: Redis was emptied, or had no sign of this worker for longer than it keeps one."""
@@ -570,8 +585,7 @@ class ExamWorker(LoggedWorker):
 
 
 def _check(settings: Settings, names: Sequence[str]) -> None:
-    if not settings.gemini_api_key:
-        raise ConfigError("GEMINI_API_KEY is not set: a worker needs the key of the Gemini API")
+    settings.require_gemini_key()
     if list(names) != [settings.queue_name]:
         # With several queues RQ pops without a trace, and a crash just then loses the job.
         raise ConfigError(f"a worker takes exactly one queue, {settings.queue_name!r}, not {', '.join(names)!r}")

@@ -61,6 +61,11 @@ def _all_gone(service: Stack) -> bool:
     return True
 
 
+def _all_suspended(service: Stack) -> bool:
+    states = [service.redis.hget(key, "state") for key in service.redis.smembers("superexam:workers")]
+    return set(states) == {b"suspended"}
+
+
 def _reached(service: Stack, job_id: str, attempt: int) -> bool:
     return bool(service.job(job_id)["attempt"] == attempt)
 
@@ -109,8 +114,19 @@ def test_a_document_that_waits_for_a_retry_says_so_again(service: Stack, workers
     service.redis.zadd("superexam:scheduled:superexam", {job_id: time.time() + 600}, xx=True)
     service.document("counting").update({"currentStep": "Queuing...", "progress": 0})
     eventually(lambda: "Retrying in " in service.fields("counting")["currentStep"], "the step", 15)
-    service.redis.delete("superexam:gemini:pause")  # all workers keep to the delay that was stated
-    service.redis.zadd("superexam:scheduled:superexam", {job_id: time.time()}, xx=True)
+    service.redis.set("superexam:suspended", 1)
+    try:
+        eventually(lambda: _all_suspended(service), "the workers to take nothing")
+        service.redis.zadd("superexam:scheduled:superexam", {job_id: time.time()}, xx=True)
+        eventually(lambda: held(service, job_id)["queue"], "the job to be queued")
+        service.document("counting").update({"currentStep": "Queuing...", "progress": 0})
+        told = "Waiting for a worker (attempt 2 of 2)"
+        eventually(
+            lambda: service.fields("counting")["currentStep"] == told, "the step while it waits for a worker", 15
+        )
+        assert service.job(job_id)["current_step"] == told
+    finally:
+        service.redis.delete("superexam:suspended", "superexam:gemini:pause")  # and the delay that was stated
     assert service.wait_for_job(job_id)["status"] == "completed"
     check_exam(service, "counting")
 

@@ -66,5 +66,11 @@ def test_a_unix_socket_and_an_ipv6_address_do(tmp_path: Path) -> None:
             listed = stack.command("jobs", "list", "--json")
             assert job["job_id"] in listed.stdout
             assert requests.get(f"{stack.url}/", headers={"SCRIPT_NAME": "/x"}, timeout=10).status_code == 200
+            with requests.Session() as session:
+                # A body that nobody reads: gunicorn closes after it, and says so, or this client's next call fails.
+                for size in (1_000, 100_000, 1_000):
+                    answer = session.post(f"{stack.url}/nowhere", data=b"x" * size, timeout=10)
+                    assert answer.status_code == 404
+                    assert (answer.headers["Connection"] == "close") is (size > 65_536)
         finally:
             stack.close()

@@ -77,6 +77,14 @@ def test_the_url_is_built_from_the_four_parts_and_escapes_the_password() -> None
         ("RATE_LIMIT", "0/minute", "a count per time"),
         ("RATE_LIMIT", "5/0 minutes", "a count per time"),
         ("RATE_LIMIT", "1" * 20 + "/minute", "a count per time"),
+        ("REDIS_URL", "redis://localhost/abc", "a URL such as redis://"),
+        ("REDIS_URL", "redis://localhost/1/2", "a URL such as redis://"),
+        ("REDIS_URL", "redis://localhost?db=x", "a URL such as redis://"),
+        ("REDIS_URL", "unix:///redis.sock?db=x", "a URL such as redis://"),
+        ("GEMINI_API_ENDPOINT", "http://h/base?x=1", "without ? and #"),
+        ("GEMINI_MODEL", "foo bar", "a model's name"),
+        ("GEMINI_MODEL", "../x", "a model's name"),
+        ("GEMINI_API_KEY", "two words", "a key without blanks"),
         ("CORS_ORIGINS", ".*", "origins such as"),
         ("CORS_ORIGINS", "https://*.example.com", "origins such as"),
         ("CORS_ORIGINS", "https://example.com/", "origins such as"),
@@ -90,6 +98,38 @@ def test_a_wrong_value_is_named_in_one_line(variable: str, value: str, words: st
     assert text.startswith(variable)
     assert words in text
     assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ('API_KEYS="k1","k2"\nPORT=1', ".env, line 1: 'API_KEYS'"),
+        ('GEMINI_MODEL="abc\nDASHBOARD_PASSWORD="x"\n', ".env, line 1: 'GEMINI_MODEL'"),
+        ('A=b\nDASHBOARD_PASSWORD="two\nlines"\n', ".env, line 2: 'DASHBOARD_PASSWORD'"),
+        ("this is no setting\n", ".env, line 1: 'this is no setting'"),
+    ],
+)
+def test_a_line_that_can_not_be_read_is_no_line_to_pass_over(tmp_path: Path, lines: str, told: str) -> None:
+    """It may hold a password, or swallow the next line that does; the value is not repeated."""
+    dotenv = tmp_path / ".env"
+    dotenv.write_text(lines)
+    with pytest.raises(ConfigError) as caught:
+        Settings.from_env({}, dotenv)
+    assert str(caught.value).startswith(told)
+    assert "k1" not in str(caught.value)
+
+
+def test_other_programs_lines_may_be_longer(tmp_path: Path) -> None:
+    """A `.env` may be shared, with a private key in it."""
+    dotenv = tmp_path / ".env"
+    dotenv.write_text("export PRIVATE_KEY='one\ntwo'\nPORT=9001\n\n# the end\nEMPTY\n")
+    assert Settings.from_env({}, dotenv).port == 9001
+
+
+def test_a_comment_behind_keys_is_no_key() -> None:
+    """Where systemd or Docker leave it in the value; a password is taken as it is."""
+    settings = Settings.from_env({"API_KEYS": "a,b # two", "GEMINI_API_KEY": "k # mine", "REDIS_PASSWORD": "p # q"})
+    assert (settings.api_keys, settings.gemini_api_key, settings.redis_password) == (("a", "b"), "k", "p # q")
 
 
 def test_a_wrong_secret_is_not_repeated() -> None:

@@ -203,6 +203,10 @@ class TestBadBodies:
         if status == 415:
             check_error(answer, 415, "unsupported_media_type")
 
+    def test_an_empty_body_is_called_empty_whatever_its_type(self, client: FlaskClient) -> None:
+        """`curl -X POST` sends none."""
+        assert "empty" in check_error(client.post("/jobs/process"), 400, "bad_request")
+
     def test_a_byte_order_mark_is_taken(self, client: FlaskClient) -> None:
         """Some editors write one."""
         answer = client.post(
