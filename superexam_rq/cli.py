@@ -82,6 +82,7 @@ def _wait_for_redis(settings: Settings) -> None:
     with contextlib.closing(redis):
         while True:
             try:
+                redis.set(settings.key("start"), "", ex=10)  # a replica, or a full Redis, lets read only
                 reason = "suspended, run `rq resume` to resume" if is_suspended(redis) else ""
             except RedisError as error:
                 reason = queueing.away(error) or str(error)

@@ -284,7 +284,7 @@ def generate(
     `progress(pages done, pages in all)` is called from this thread, at least every second; what it raises ends
     the run. So are `take`, with each batch that has questions, in the order in which they come, and `meanwhile`,
     which is asked for its next while there is nothing else to do but wait: what it does should take milliseconds.
-    `take` tells whether the batch is of any use: one that is not is not kept, so that another run asks again.
+    `take` tells whether the batch is of any use: if none of them is, they are not kept, so that another run asks again.
     Setting `stop` ends it too; so does a signal's exception in this thread (a time-out, a cancellation):
     nothing new is called then. `generate` sets `stop` itself when it fails. `cost` is counted up while the run
     lasts, so that it is known of a failed run as well.
@@ -321,7 +321,8 @@ class _Run:
     def generate(self, batches: list[Pages]) -> Generation:
         total = sum(map(len, batches))
         settled: dict[tuple[int, int], tuple[Pages, Checkpoint]] = {}
-        empty: list[str] = []
+        useless: list[str] = []
+        useful = False
         running: dict[Future[_Settled], _Part] = {}
         ended: queue.SimpleQueue[Future[_Settled]] = queue.SimpleQueue()
         pool = ThreadPoolExecutor(self.settings.gemini_concurrency, thread_name_prefix="gemini")
@@ -350,10 +351,10 @@ class _Run:
                     if not parts:
                         settled[part.place] = part.pages, checkpoint
                         done += len(part.pages)
-                        if not checkpoint.items:
-                            empty.append(name)
-                        elif not self.take(BatchResult(part.pages, checkpoint.items)):
-                            self.checkpoints.drop(name)
+                        if checkpoint.items and self.take(BatchResult(part.pages, checkpoint.items)):
+                            useful = True
+                        else:
+                            useless.append(name)
         finally:
             # Whatever was raised, be it by a signal: nothing new is called.
             if running:
@@ -361,12 +362,18 @@ class _Run:
             pool.shutdown(wait=False, cancel_futures=True)
         self.progress(total, total)
         try:
-            return _finish([settled[place] for place in sorted(settled)])
+            generation = _finish([settled[place] for place in sorted(settled)])
         except NoQuestions:
-            # Else the next try would fail like this one, without asking.
-            for name in empty:
-                self.checkpoints.drop(name)
+            self._drop(useless)
             raise
+        if not useful:
+            self._drop(useless)
+        return generation
+
+    def _drop(self, names: list[str]) -> None:
+        """Forget answers that were of no use: whoever tries again would fail like this run, without asking."""
+        for name in names:
+            self.checkpoints.drop(name)
 
     def _next(self, ended: queue.SimpleQueue[_T]) -> _T:
         """Return what ended next, doing other work meanwhile; raises `queue.Empty` after a tick."""

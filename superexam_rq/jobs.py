@@ -13,12 +13,13 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from redis.exceptions import RedisError
 from rq import get_current_job
 
 from superexam_rq import gemini, generation, lifecycle, metrics, pipeline, store
 from superexam_rq.checkpoints import Checkpoints
 from superexam_rq.config import Settings
-from superexam_rq.errors import Cancelled, Superseded
+from superexam_rq.errors import Cancelled, SuperExamError, Superseded
 from superexam_rq.progress import Progress
 from superexam_rq.request import JobRequest
 from superexam_rq.throttle import Throttle
@@ -84,7 +85,10 @@ class Run:
 
         sinks = [self._show, document.progress, lambda _percent, _step: usage.flush()]
         reached = int(self.job.meta.get("progress", 0))
-        with contextlib.closing(client), Progress(sinks, stop, poll=poll, percent=reached) as progress:
+        with (
+            contextlib.closing(client),
+            Progress(sinks, stop, poll=poll, percent=reached, expected=(SuperExamError, RedisError)) as progress,
+        ):
             try:
                 exam = pipeline.make_exam(
                     task,
@@ -122,5 +126,5 @@ class Run:
 
     def _save_meta(self, **fields: Any) -> None:
         self.job.meta.update(fields)
-        self.job.save_meta()  # type: ignore[no-untyped-call]
+        self.job.save_meta()
         lifecycle.announce(self.job.connection, self.settings, self.job.id)

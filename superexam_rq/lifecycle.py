@@ -54,6 +54,8 @@ _LIVE_VALUES = frozenset(status.value for status in LIVE)
 # The sweep renews the time while the job lives.
 DOCUMENT_KEY_TTL = 30 * 86400
 
+_SAVE_META = "if redis.call('HEXISTS', KEYS[1], 'status') == 1 then redis.call('HSET', KEYS[1], 'meta', ARGV[1]) end"
+
 # So many documents are told at once.
 _AT_ONCE = 8
 
@@ -120,6 +122,10 @@ class ExamJob(Job):
             raise Unreadable(f"The job {self.id} can't be read: {type(error).__name__}: {error}") from error
         if not isinstance(self.meta, dict) or "unserialized" in self.meta:
             raise Unreadable(f"The job {self.id} can't be read: its meta is not JSON")
+
+    def save_meta(self) -> None:
+        """Save the meta of a job that is still there; half a hash would stay for ever."""
+        self.connection.eval(_SAVE_META, 1, self.key, self._serialize_meta())
 
     def get_retry_interval(self) -> int:
         """Return the seconds to wait before the next run: none after a crash, which no waiting would mend."""

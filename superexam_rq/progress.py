@@ -36,9 +36,12 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
         poll: Callable[[], None] = lambda: None,
         percent: int = 0,
+        expected: tuple[type[Exception], ...] = (SuperExamError,),
     ):
         self._sinks = tuple(sinks)
         self._poll = poll
+        # What sinks and poll may raise as a matter of course: told in a line, without a traceback.
+        self._expected = expected
         self._stop_run = stop
         self._clock = clock
         self._condition = threading.Condition()
@@ -111,7 +114,7 @@ class Progress:
             call()
         except (Cancelled, DocumentGone, Superseded) as error:
             self._error = self._error or error
-        except SuperExamError as error:
+        except self._expected as error:
             log.warning("progress could not be written: %s", error)
         except Exception:
             log.warning("progress could not be written", exc_info=True)

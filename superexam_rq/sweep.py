@@ -41,6 +41,7 @@ TRY_AGAIN = "Not processed: the job got lost. Please try again."
 # Seconds for one call of Firestore.
 DEADLINE = 8.0
 _CHUNK = 500
+_STATUSES = frozenset(status.value for status in JobStatus)
 
 
 def run(connection: Redis, settings: Settings) -> None:
@@ -68,6 +69,10 @@ def jobs(queue: Queue, settings: Settings) -> None:
         gone = [job_id for job_id, (status, _) in found.items() if status is None]
         if gone:
             connection.zrem(index, *gone)
+        for job_id, (status, _) in found.items():
+            if status is not None and as_text(status) not in _STATUSES:
+                log.error("sweep: the job %s has no status that there is; it is failed", job_id)
+                lifecycle.set_aside(queue, settings, job_id)
         live = {job_id: fields for job_id, fields in found.items() if lifecycle.is_live(fields[0])}
         if live:
             _keep(queue, settings, live)

@@ -43,6 +43,7 @@ from rq.scheduler import RQScheduler
 from rq.serializers import JSONSerializer
 from rq.suspension import is_suspended
 from rq.timeouts import JobTimeoutException
+from rq.utils import now
 from rq.worker import WorkerStatus
 from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
@@ -71,7 +72,8 @@ CHILD_SECONDS = 25
 # Tries after which an outage of Redis is told, and the pause after a refusal.
 TOLD_AFTER = 4
 REFUSAL_PAUSE = 1.0
-# How long a worker that stops waits for its children.
+# How long a worker that stops tries to hand its job back, and waits for its children.
+HAND_BACK_SECONDS = 10.0
 LAST_SECONDS = 5.0
 SCHEDULER_INTERVAL = 10.0
 
@@ -219,6 +221,8 @@ class ExamWorker(LoggedWorker):
             reason = away(error)
             if reason is None:
                 raise
+            # Others were refused too: what stood still meanwhile need not be dead.
+            self._runs, self._popped = Watch(), Watch()
             if self._may_give_up():
                 raise StopRequested from None
             self.log.warning("%s; trying again", reason)
@@ -336,6 +340,10 @@ class ExamWorker(LoggedWorker):
         else:
             super().handle_exception(job, *exc_info)
 
+    def handle_execution_ended(self, job: Job, queue: Queue, heartbeat_ttl: int) -> None:
+        """Note the time, and write nothing: of a job that was deleted, half a hash would stay for ever."""
+        job.ended_at = now()
+
     def handle_job_success(self, job: Job, queue: Queue, started_job_registry: Any, execution: Execution) -> None:
         """Mark the job finished, unless the run was given up meanwhile."""
         if lifecycle.is_current(_ours(job), execution):
@@ -388,12 +396,25 @@ class ExamWorker(LoggedWorker):
     def _bury(self, job: Job, execution: Execution) -> None:
         """Do what follows from the death of a work-horse."""
         if self._handing_back == job.id:
+            self._hand_back(execution)
             self.log.info("job %s: handed back to the queue", job.id)
-            lifecycle.hand_back(self.queue, execution)
             return
         self.log.warning("job %s: %s", job.id, self._death)
         if lifecycle.recover(self.queue, self.settings, execution.composite_key, self._death):
             self._spawn(lifecycle.settle, self.connection, self.settings, [job.id])
+
+    def _hand_back(self, execution: Execution) -> None:
+        """Hand a job back, also where Redis can't serve for some seconds: found by others, it would lose an attempt."""
+        give_up = time.monotonic() + HAND_BACK_SECONDS
+        while True:
+            try:
+                lifecycle.hand_back(self.queue, execution)
+            except (RedisError, StopRequested):
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(REFUSAL_PAUSE)
+            else:
+                return
 
     # Looking around
 
@@ -423,16 +444,21 @@ class ExamWorker(LoggedWorker):
             super().check_for_suspension(burst)
             return
         state = None
-        with self._outlive_refusals():
-            while not self._stop_requested and is_suspended(self.connection, self):
-                if state is None:
-                    self.log.info("Worker %s: suspended, run `rq resume` to resume", self.name)
-                    state = self.get_state()
-                    self.set_state(WorkerStatus.SUSPENDED)
-                self._look_around()
+        suspended = True  # until Redis has said that it is not
+        while suspended and not self._stop_requested:
+            with self._outlive_refusals():
+                suspended = is_suspended(self.connection, self)
+                if suspended:
+                    if state is None:
+                        self.log.info("Worker %s: suspended, run `rq resume` to resume", self.name)
+                        state = self.get_state()
+                        self.set_state(WorkerStatus.SUSPENDED)
+                    self._check_scheduler()
+                    self._look_around()
+                elif state is not None:
+                    self.set_state(state)
+            if suspended:
                 time.sleep(1)
-            if state is not None:
-                self.set_state(state)
 
     def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
         """Show that the run lives, look around, and break the run off where the time to stop has come."""
@@ -622,7 +648,7 @@ def _guarded(function: Callable[..., None], *arguments: Any) -> None:
     log = logging.getLogger("rq.worker")
     try:
         function(*arguments)
-    except (SuperExamError, RedisError) as error:
-        log.warning("%s: %s", function.__name__, error)
+    except (SuperExamError, RedisError, StopRequested) as error:
+        log.warning("%s: %s", function.__name__, str(error) or "Redis can't be reached")
     except Exception:
         log.exception("%s failed", function.__name__)

@@ -108,10 +108,10 @@ def test_a_worker_that_is_to_stop_does_not_wait_for_redis(service: Installation)
     told = time.monotonic()
     try:
         os.kill(worker_pid(service, worker), signal.SIGTERM)
-        service.children.running[worker].wait(25)
+        service.children.running[worker].wait(40)
     finally:
         service.restartable_redis.start()
-    assert time.monotonic() - told < 20
+    assert time.monotonic() - told < 35  # 10 of them in case that Redis comes back
     assert horse
     assert not psutil.pid_exists(horse)
     assert "Traceback" not in service.children.log(worker).read_text().partition("warm shut down")[2]

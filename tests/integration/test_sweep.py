@@ -80,7 +80,7 @@ def test_a_failure_that_firestore_could_not_be_told_is_told_later(service: Stack
     jobs.connection.lrem(jobs.queue.key, 0, job_id)
     jobs.connection.hset(job.key, "status", "failed")
     job.meta["error"] = "PDF file not found: untold.pdf"
-    job.save_meta()  # type: ignore[no-untyped-call]
+    job.save_meta()
 
     service.firestore_server.faults.fail("RunQuery", grpc.StatusCode.UNAVAILABLE, times=100)
     try:
