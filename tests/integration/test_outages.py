@@ -97,6 +97,28 @@ def test_a_redis_that_refuses_writes_ends_no_worker(service: Installation, refus
     assert service.replace_dead_workers() == 0
 
 
+def test_a_suspended_worker_takes_nothing_though_redis_refuses_a_look(service: Installation) -> None:
+    """What could not be asked is not answered with no: `rq suspend` holds until `rq resume`."""
+    (worker,) = service.workers()
+    (key,) = service.redis.smembers("superexam:workers")
+    service.redis.set("superexam:suspended", 1)
+    eventually(lambda: service.redis.hget(key, "state") == b"suspended", "the worker to be suspended")
+    job_id = service.submit_document("suspended")
+    log = service.children.log(worker)
+    told = len(log.read_text())
+    service.redis.replicaof("127.0.0.1", free_port())
+    try:
+        eventually(lambda: "a read-only replica" in log.read_text()[told:], "the worker to be refused")
+    finally:
+        service.redis.replicaof("NO", "ONE")
+    for _ in range(3):  # it looks again, and again
+        seen = service.redis.hget(key, "last_heartbeat")
+        eventually(lambda seen=seen: service.redis.hget(key, "last_heartbeat") != seen, "a sign of life")  # type: ignore[misc]
+    assert service.status(job_id) == "queued"
+    service.redis.delete("superexam:suspended")
+    assert service.wait_for_job(job_id)["status"] == "completed"
+
+
 def test_a_worker_that_is_to_stop_does_not_wait_for_redis(service: Installation) -> None:
     """Its job is broken off after `SHUTDOWN_GRACE`, and goes on when Redis and another worker are there."""
     (worker,) = service.workers()
