@@ -32,7 +32,6 @@ from rq_dashboard import web
 from superexam_rq import auth, lifecycle, queueing
 from superexam_rq.config import Settings
 from superexam_rq.lifecycle import ExamJob
-from superexam_rq.views import RETRY_AFTER_SECONDS
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +145,7 @@ def _redis_away(error: RedisError) -> ResponseReturnValue:
         raise error
     log.warning("dashboard: %s", reason)
     answer = _text(503, f"{reason}; try again soon")
-    answer.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    answer.headers["Retry-After"] = str(queueing.RETRY_AFTER_SECONDS)
     return answer
 
 

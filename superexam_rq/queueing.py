@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 # Together with the rate limit's own trip (auth) a caller is answered within 2 s, also where Redis hangs.
 CONNECT_SECONDS = 0.5
 ANSWER_SECONDS = 1.0
+# What a caller is told to wait where Redis is away.
+RETRY_AFTER_SECONDS = 5
 
 STATUS_NAMES: Mapping[JobStatus, str] = {
     JobStatus.CREATED: "pending",

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RETRY_AFTER_SECONDS = 5
 
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")
@@ -129,7 +128,7 @@ def create_blueprint(queue: JobQueue, hub: Hub, settler: Settler, limiter: Limit
                 raise
             log.warning("unhealthy: %s", text)
             body = {"status": "unhealthy", "redis": "disconnected", "error": text}
-            return jsonify(body), 503, {"Retry-After": str(RETRY_AFTER_SECONDS)}
+            return jsonify(body), 503, {"Retry-After": str(queueing.RETRY_AFTER_SECONDS)}
         return jsonify(
             status="healthy",
             redis="connected",
@@ -276,7 +275,7 @@ def error(status: int, message: str, details: dict[str, Any] | None = None) -> R
     answer = jsonify(error=error_code(status), message=message, details=details or {})
     answer.status_code = status
     if status == 503:
-        answer.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+        answer.headers["Retry-After"] = str(queueing.RETRY_AFTER_SECONDS)
     return answer
 
 
@@ -314,6 +313,6 @@ def _query() -> dict[str, str]:
 def _seconds_to_wait(limiter: Limiter) -> int:
     limit = limiter.current_limit
     try:
-        return max(1, int(limit.reset_at - time.time())) if limit else RETRY_AFTER_SECONDS
+        return max(1, int(limit.reset_at - time.time())) if limit else queueing.RETRY_AFTER_SECONDS
     except RedisError:
-        return RETRY_AFTER_SECONDS
+        return queueing.RETRY_AFTER_SECONDS

@@ -107,10 +107,6 @@ class Stack:
         """Return how many workers have registered."""
         return int(self.redis.scard("superexam:workers"))
 
-    def worker_log(self, name: str = "worker-1") -> str:
-        """Return what a worker has printed."""
-        return self.children.log(name).read_text()
-
     def add_prompts(self, system: str = "Write exam questions.", custom: str = "One question a page.") -> None:
         """Store the two prompts that `submit` names."""
         self.db.document("superexam-system-prompts", "sys").set({"content": system})

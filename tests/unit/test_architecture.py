@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from collections.abc import Iterable
+from graphlib import TopologicalSorter
+from pathlib import Path
 
 import pytest
 
@@ -55,3 +59,49 @@ def test_nothing_but_the_commands_knows_the_sandbox() -> None:
         if "superexam_rq.sandbox" in path.read_text() and "sandbox" not in path.parts
     }
     assert importers <= {"superexam_rq/cli.py"}
+
+
+def test_imports_go_one_way() -> None:
+    """No module imports, at its top or later, one that needs it; what is for the type checker alone does not count."""
+    package = ROOT / "superexam_rq"
+    names = {_name(path): path for path in package.rglob("*.py")}
+    graph = {name: _imported(path, names.keys()) for name, path in names.items()}
+    assert graph["superexam_rq.queueing"] >= {"superexam_rq.lifecycle", "superexam_rq.config"}
+    # `__init__` is loaded with every module.
+    order = list(TopologicalSorter(graph).static_order())
+    assert order.index("superexam_rq.errors") < order.index("superexam_rq.store") < order.index("superexam_rq.worker")
+
+
+@pytest.mark.parametrize("door", ["views", "dashboard", "jobs", "worker", "cli", "app", "server"])
+def test_nothing_but_doors_imports_a_door(door: str) -> None:
+    """What is behind a door can be used without it."""
+    names = {_name(path): path for path in (ROOT / "superexam_rq").rglob("*.py")}
+    importers = {name for name, path in names.items() if f"superexam_rq.{door}" in _imported(path, names.keys())}
+    allowed = {"views": {"app"}, "jobs": {"worker"}, "cli": {"__main__"}}.get(door, set())
+    assert importers == {f"superexam_rq.{name}" for name in allowed}
+
+
+def _name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _imported(path: Path, known: Iterable[str]) -> set[str]:
+    """Return which of the known modules a file imports."""
+    found: set[str] = set()
+    tree = ast.parse(path.read_text())
+    typing = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module:
+            # A name out of a package is a module of its own, or else defined in the package.
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names if names <= set(known) else names | {node.module}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return (found & set(known)) - {_name(path), "superexam_rq"}
