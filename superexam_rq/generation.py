@@ -108,6 +108,8 @@ _WARNINGS = {
 # What another run need not try again; the others cost nothing, or may go better.
 _FINAL = frozenset({"", _BLOCKED, _RECITED})
 _MAX_WARNING = 120
+# What a summary counts.
+_COUNTS = ("calls", "retries", "cached_batches", "prompt_tokens", "output_tokens", "thought_tokens")
 # How a call that failed is counted; others by their error's code.
 _ERROR_OUTCOMES: Mapping[type[SuperExamError], str] = {
     RateLimited: "rate_limited",
@@ -208,7 +210,7 @@ def total_cost(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, A
     """Return two summaries as one: what a job's earlier runs took, and what this one takes."""
     if not before:
         return dict(now)
-    counts = {name: before.get(name, 0) + value for name, value in now.items() if isinstance(value, int)}
+    counts = {name: before.get(name, 0) + now[name] for name in _COUNTS}
     amounts = (before.get("usd"), now["usd"])
     outcomes = Counter(before.get("outcomes", {})) + Counter(now["outcomes"])
     return {

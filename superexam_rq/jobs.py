@@ -107,6 +107,7 @@ class Run:
                 self.job.meta["usage"] = usage_so_far()
                 usage.flush()
             progress.check()
+        self._save_meta(publishing=self.job.run)
         document.publish(exam.questions, self._published_fields(task, exam), self._check)
         return {"question_count": len(exam.questions), "usage": usage_so_far()}
 

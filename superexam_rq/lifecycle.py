@@ -367,10 +367,17 @@ def check(connection: Redis, settings: Settings, job: ExamJob) -> None:
 
 
 def note_failure(job: ExamJob, error: BaseException) -> None:
-    """Put into the job what the failure of its run means; whoever ends the run saves it."""
+    """Put into the job what the failure of its run means; whoever ends the run saves it.
+
+    A run that had begun to publish is followed by another one even if it was the last: its exam may be there, and the
+    next run finds out, instead of failing a job whose document is `ready`. Once for each job.
+    """
     failure = classify(error)
     if not failure.retryable:
         job.retries_left = 0
+    elif not job.should_retry and job.meta.get("publishing") == job.run and not job.meta.get("granted"):
+        job.meta["granted"] = True
+        job.retries_left = 1
     if job.should_retry:
         seconds = job.get_retry_interval()
         following = (job.attempt + 1, job.max_attempts)
@@ -510,7 +517,7 @@ def retry(jobs: Jobs, job_id: str) -> None:
                 raise DocumentBusy(holder)
         job.retries_left = job.max_attempts - 1
         job.started_at = job.ended_at = None
-        job.meta.update(attempt=0, progress=0, step="Waiting in the queue", error=None, error_code=None)
+        job.meta.update(attempt=0, progress=0, step="Waiting in the queue", error=None, error_code=None, granted=False)
         pipe.multi()
         _leave_registries(job, queue, pipe)
         pipe.hdel(job.key, "cancel_requested", "ended")

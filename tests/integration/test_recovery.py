@@ -153,6 +153,24 @@ def test_the_last_loss_fails_the_job_and_its_document(service: Stack, workers: l
 
 
 @pytest.mark.usefixtures("slow_gemini")
+def test_a_last_run_that_died_while_it_published_is_looked_after(service: Stack, workers: list[str]) -> None:
+    """Its exam may be there, though nobody recorded it: another run finds out, instead of a failed job beside it."""
+    service.add_document("published", pdfs.prose(2))
+    service.gemini.script(Fault.wait(60))
+    job_id = service.submit("published").json()["job_id"]
+    wait_for_call(service)
+    os.kill(wait_for_horse(service, _busy(service, workers)), signal.SIGKILL)
+    service.firestore_server.faults.delay("Commit", 1.0, times=100)
+    eventually(
+        lambda: b"publishing" in (service.redis.hget(f"superexam:job:{job_id}", "meta") or b""), "the publication"
+    )
+    os.kill(wait_for_horse(service, _busy(service, workers)), signal.SIGKILL)
+    service.firestore_server.faults.clear()
+    job = service.wait_for_job(job_id)
+    assert (job["status"], job["attempt"], job["max_attempts"]) == ("completed", 2, 2)
+    assert job["question_count"] == len(check_exam(service, "published"))
+
+
 def test_stock_requeue_begins_anew(service: Stack, workers: list[str]) -> None:
     """`rq requeue` gives a failed job fresh retries, and `attempt` starts at 1 again."""
     service.gemini.latency = 0.0

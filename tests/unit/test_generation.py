@@ -669,6 +669,7 @@ def test_a_job_s_runs_are_counted_together() -> None:
     assert both["outcomes"] == {"complete": 2, "gemini_key": 1}
     assert total_cost({}, second) == second
     assert total_cost({**first, "usd": None}, second)["usd"] is None
+    assert total_cost({**first, "usd": None}, Cost().summary())["calls"] == first["calls"]
 
 
 def test_warnings_stay_short() -> None:
