@@ -51,18 +51,17 @@ def check_worker(settings: Settings, name: str | None) -> str | None:
     """Return what is wrong with the worker's registration, or None."""
     connection = Redis.from_url(settings.redis_url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=2)
     try:
-        registered = name is not None and bool(connection.exists(settings.key("worker", name)))
-        if name is None and connection.exists(settings.key("suspended")):
-            print("the worker waits for `rq resume` to start")
-            return None
+        if name is not None:
+            registered = connection.exists(settings.key("worker", name))
+            return None if registered else f"the worker {name} is not registered in Redis"
+        if not connection.exists(settings.key("suspended")):
+            return "the worker is starting"
+        print("the worker waits for `rq resume` to start")
     except RedisError as error:
         print(f"Redis can't be asked ({type(error).__name__}); the worker waits for it")
-        return None
     finally:
         connection.close()
-    if name is None:
-        return "the worker is starting"
-    return None if registered else f"the worker {name} is not registered in Redis"
+    return None
 
 
 def check_api(settings: Settings) -> str | None:

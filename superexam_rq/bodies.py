@@ -20,6 +20,7 @@ MAX_BODY_BYTES = 2**20
 MAX_DRAIN_BYTES = 8 * 2**20
 _DRAIN_SECONDS = 5.0
 _CHUNK_BYTES = 2**16
+_EMPTY = "The body is empty: send JSON"
 
 
 def json_object(request: Request) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def json_object(request: Request) -> dict[str, Any]:
     name comes twice.
     """
     if not request.content_length and "HTTP_TRANSFER_ENCODING" not in request.environ:
-        raise BadRequest("The body is empty: send JSON")
+        raise BadRequest(_EMPTY)
     if request.mimetype != "application/json":
         raise UnsupportedMediaType("Send the body as application/json")
     if request.mimetype_params.get("charset", "utf-8").lower() not in {"utf-8", "utf8", "us-ascii"}:
@@ -42,7 +43,7 @@ def json_object(request: Request) -> dict[str, Any]:
     except strict_json.NameGivenTwice as error:
         raise ValidationError({error.name: ["Is given twice."]}) from None
     except (ValueError, RecursionError):
-        raise BadRequest("The body is not JSON" if data else "The body is empty: send JSON") from None
+        raise BadRequest("The body is not JSON" if data else _EMPTY) from None
     if not isinstance(body, dict):
         raise ValidationError({"body": ["Must be a JSON object."]})
     return body

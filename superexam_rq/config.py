@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -38,11 +38,6 @@ _TRAILING_COMMENT = re.compile(r"(^|\s+)#.*$", re.DOTALL)
 
 
 def _text(value: str) -> str:
-    return value
-
-
-def _key(value: str) -> str:
-    # Unlike a password it holds no blank, so that a comment behind it can be told from it.
     return value
 
 
@@ -123,26 +118,22 @@ def _url(value: str, *schemes: str) -> SplitResult:
 
 
 def _redis_url(value: str) -> str:
-    try:
+    with contextlib.suppress(ValueError):
         parts = _url(value, "redis", "rediss", "unix")
-    except ValueError:
-        parts = None
-    numbers = parse_qs(parts.query, keep_blank_values=True).get("db", []) if parts else []
-    if parts is not None and parts.scheme != "unix":
-        numbers.append(parts.path.removeprefix("/") or "0")
-    if parts is None or (parts.scheme == "unix" and not parts.path) or not all(map(_NUMBER.fullmatch, numbers)):
-        raise ValueError("a URL such as redis://localhost:6379/0, rediss://user:password@host:6379/0 or unix:///path")
-    return value
+        databases = parse_qs(parts.query, keep_blank_values=True).get("db", [])
+        if parts.scheme != "unix":
+            databases.append(parts.path.removeprefix("/") or "0")
+        if (parts.path or parts.scheme != "unix") and all(map(_NUMBER.fullmatch, databases)):
+            return value
+    raise ValueError("a URL such as redis://localhost:6379/0, rediss://user:password@host:6379/0 or unix:///path")
 
 
 def _http_url(value: str) -> str:
-    try:
+    with contextlib.suppress(ValueError):
         parts = _url(value, "http", "https")
-    except ValueError:
-        parts = None
-    if parts is None or not parts.netloc or parts.query or parts.fragment:
-        raise ValueError("a URL that begins with http:// or https://, without ? and #")
-    return value.rstrip("/")
+        if parts.netloc and not parts.query and not parts.fragment:
+            return value.rstrip("/")
+    raise ValueError("a URL that begins with http:// or https://, without ? and #")
 
 
 def _origins(value: str) -> tuple[str, ...]:
@@ -169,20 +160,29 @@ def _rate(value: str) -> str:
     return value.strip()
 
 
-def _setting(default: Any, text: str, parse: Parser = _text, *, secret: bool = False, names: str = "") -> Any:
-    """Return one row of the table; `names` are further variables that are read where the first is unset."""
-    return field(default=default, metadata={"help": text, "parse": parse, "secret": secret, "names": names})
+def _setting(
+    default: Any, text: str, parse: Parser = _text, *, secret: bool = False, whole: bool = False, names: str = ""
+) -> Any:
+    """Return one row of the table; `names` are further variables that are read where the first is unset.
+
+    A `whole` value may hold a " #" itself, as a password may: nothing behind it is taken for a comment.
+    """
+    return field(
+        default=default, metadata={"help": text, "parse": parse, "secret": secret, "whole": whole, "names": names}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Hold every setting, checked, for the life of a process; attribute names are the variables in lower case."""
 
-    redis_url: str = _setting("", "redis://, rediss:// or unix://; wins over the next four", _redis_url, secret=True)
+    redis_url: str = _setting(
+        "", "redis://, rediss:// or unix://; wins over the next four", _redis_url, secret=True, whole=True
+    )
     redis_host: str = _setting("localhost", "where Redis is", _host)
     redis_port: int = _setting(6379, "its port", _whole(1, 65535))
     redis_db: int = _setting(0, "its database", _whole(0))
-    redis_password: str = _setting("", "its password", secret=True)
+    redis_password: str = _setting("", "its password", secret=True, whole=True)
     redis_key_prefix: str = _setting("superexam:", "every key and channel starts with it", _prefix)
     rq_key_prefix: str = _setting(
         "", "RQ's own name for the prefix: the above without its last colon; set it for the stock rq tools", _prefix
@@ -197,7 +197,7 @@ class Settings:
         "superexam-", "before documents, system-prompts and custom-prompts", _collection_prefix
     )
 
-    gemini_api_key: str = _setting("", "required by workers, not by the API", _key, secret=True)
+    gemini_api_key: str = _setting("", "required by workers, not by the API", secret=True)
     gemini_model: str = _setting("gemini-flash-latest", "any model name that the key can use", _model)
     gemini_sdk: str = _setting(
         "google-generativeai", "google-generativeai or google-genai", _one_of("google-generativeai", "google-genai")
@@ -227,7 +227,7 @@ class Settings:
     google_id_token_audience: str = _setting("", "if set, Google ID tokens for this audience are accepted too")
     google_id_token_emails: tuple[str, ...] = _setting((), "and only from these accounts", _words)
     dashboard_username: str = _setting("admin", "login of /dashboard/")
-    dashboard_password: str = _setting("", "its password; none: only loopback callers", secret=True)
+    dashboard_password: str = _setting("", "its password; none: only loopback callers", secret=True, whole=True)
     trusted_proxies: int = _setting(0, "how many proxies' X-Forwarded-* headers to believe", _whole(0, 10))
     cors_origins: tuple[str, ...] = _setting((), "origins whose pages may call the API", _origins)
     rate_limit: str = _setting("300/minute", "submissions for one caller; empty: off", _rate)
@@ -307,6 +307,7 @@ class Row:
     help: str
     parse: Parser
     secret: bool
+    whole: bool
 
     def default_text(self) -> str:
         """Return the default as it would be written into `.env`."""
@@ -322,13 +323,13 @@ def rows() -> tuple[Row, ...]:
 def _row(entry: Field[Any]) -> Row:
     about = entry.metadata
     names = (entry.name.upper(), *((about["names"],) if about["names"] else ()))
-    return Row(entry.name, names, entry.default, about["help"], about["parse"], about["secret"])
+    return Row(entry.name, names, entry.default, about["help"], about["parse"], about["secret"], about["whole"])
 
 
 def read_environment(environ: Mapping[str, str], dotenv: Path | None = None) -> dict[str, str]:
     """Return the variables of the file `dotenv` with those of `environ` over them, comments behind values cut."""
     known = {name: row for row in rows() for name in row.names}
-    merged = {name: value for name, value in _read_dotenv(dotenv).items() if value is not None}
+    merged = {name: value for name, value in _read_dotenv(dotenv, known).items() if value is not None}
     for row in rows():
         if any(environ.get(name) for name in row.names):
             # Under whichever of its names: the environment wins.
@@ -337,16 +338,13 @@ def read_environment(environ: Mapping[str, str], dotenv: Path | None = None) -> 
     for name, value in merged.items():
         found = known.get(name)
         if found is not None:
-            # A password may hold a " #"; in .env it can be quoted, in the environment it is taken whole.
-            whole = found.secret and found.parse in {_text, _redis_url}
-            merged[name] = value.strip() if whole else _TRAILING_COMMENT.sub("", value).strip()
+            merged[name] = value.strip() if found.whole else _TRAILING_COMMENT.sub("", value).strip()
     return merged
 
 
-def _read_dotenv(path: Path | None) -> dict[str, str | None]:
+def _read_dotenv(path: Path | None, known: Container[str | None]) -> dict[str, str | None]:
     if path is None or not path.is_file():
         return {}
-    known = {name for row in rows() for name in row.names}
     values: dict[str, str | None] = {}
     try:
         with path.open(encoding="utf-8") as file:
@@ -389,4 +387,4 @@ def env_example() -> str:
 def key_prefix(variables: Mapping[str, str]) -> str:
     """Return the prefix that RQ is to use; the default where that is given is none, since RQ's import would fail."""
     given = variables.get("RQ_KEY_PREFIX") or variables.get("REDIS_KEY_PREFIX", "").removesuffix(":")
-    return given if _PREFIX.fullmatch(given) else "superexam"
+    return given if _PREFIX.fullmatch(given) else Settings.redis_key_prefix.removesuffix(":")

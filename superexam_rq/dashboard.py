@@ -31,7 +31,6 @@ from rq_dashboard import web
 
 from superexam_rq import auth, lifecycle, queueing
 from superexam_rq.config import Settings
-from superexam_rq.lifecycle import ExamJob
 
 log = logging.getLogger(__name__)
 
@@ -179,12 +178,10 @@ def _meta(job: Job) -> Mapping[str, Any]:
 
 
 def _restored(jobs: queueing.JobQueue, job_id: str, raw: Mapping[bytes, bytes]) -> Job | None:
-    job = ExamJob(job_id, connection=jobs.connection, serializer=JSONSerializer)
     try:
-        job.restore(raw)
+        return lifecycle.restored(jobs.connection, job_id, raw)
     except NoSuchJobError:  # also one that another program has spoilt
         return None
-    return job
 
 
 def _views(jobs: queueing.JobQueue) -> dict[str, Callable[..., ResponseReturnValue]]:
@@ -192,7 +189,7 @@ def _views(jobs: queueing.JobQueue) -> dict[str, Callable[..., ResponseReturnVal
     connection = jobs.connection
 
     def fetch(job_id: str) -> Job:
-        return ExamJob.fetch(job_id, connection=connection, serializer=JSONSerializer)
+        return lifecycle.fetch(jobs.queue, job_id)
 
     def fetch_many(job_ids: list[str]) -> list[Job | None]:
         with connection.pipeline(transaction=False) as pipe:

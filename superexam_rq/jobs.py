@@ -47,14 +47,15 @@ class Run:
     def __init__(self, job: lifecycle.ExamJob, settings: Settings) -> None:
         self.job = job
         self.settings = settings
+        # Percent; not 0 where the run goes on with an attempt that was handed back.
+        self.reached = int(job.meta.get("progress", 0))
 
     def perform(self, task: JobRequest) -> dict[str, Any]:
         """Take the document, run the pipeline, publish; return a summary for RQ's result."""
         self._check()
         with contextlib.closing(store.connect(self.settings)) as client:
             exams = store.ExamStore(client, self.settings)
-            begun = int(self.job.meta.get("progress", 0))
-            document = exams.take(task.doc_id, self.job.id, self.job.run, self._check, begun)
+            document = exams.take(task.doc_id, self.job.id, self.job.run, self._check, self.reached)
             if document.already_published:
                 summary = {"question_count": int(document.fields.get("questionCount", 0))}
             else:
@@ -84,10 +85,9 @@ class Run:
                 self._save_meta(usage=so_far)
 
         sinks = [self._show, document.progress, lambda _percent, _step: usage.flush()]
-        reached = int(self.job.meta.get("progress", 0))
         with (
             contextlib.closing(client),
-            Progress(sinks, stop, poll=poll, percent=reached, expected=(SuperExamError, RedisError)) as progress,
+            Progress(sinks, stop, poll=poll, percent=self.reached, expected=(SuperExamError, RedisError)) as progress,
         ):
             try:
                 exam = pipeline.make_exam(

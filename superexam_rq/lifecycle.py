@@ -112,7 +112,9 @@ class ExamJob(Job):
     lost: bool = False
 
     def restore(self, raw_data: Any) -> None:
-        """Take what Redis holds; raises `Unreadable` where RQ would raise anything, or go on with half of it."""
+        """Take what Redis holds; raises `NoSuchJobError` for nothing, `Unreadable` where RQ would fail or take half."""
+        if not raw_data:
+            raise NoSuchJobError(f"No such job: {self.key}")
         try:
             super().restore(raw_data)
             self.run = int(raw_data.get(b"runs", 0))
@@ -218,10 +220,12 @@ def queue_step(attempt: int, max_attempts: int) -> str:
 
 def fetch(queue: Queue, job_id: str, connection: Redis | Pipeline | None = None) -> ExamJob:
     """Return a job as Redis holds it; raises RQ's `NoSuchJobError`."""
-    job = ExamJob(job_id, connection=queue.connection, serializer=queue.serializer)
-    raw = (connection or queue.connection).hgetall(job.key)
-    if not raw:
-        raise NoSuchJobError(f"No such job: {job.key}")
+    return restored(queue.connection, job_id, (connection or queue.connection).hgetall(Job.key_for(job_id)))
+
+
+def restored(connection: Redis, job_id: str, raw: Any) -> ExamJob:
+    """Return the job that a hash of Redis describes; raises RQ's `NoSuchJobError`."""
+    job = ExamJob(job_id, connection=connection, serializer=JSONSerializer)
     job.restore(raw)
     return job
 
@@ -599,11 +603,10 @@ def tell_failure(settings: Settings, job: ExamJob, deadline: float = 5.0) -> Non
 
 def settle_document(connection: Redis, settings: Settings, exams: ExamStore, job_id: str) -> bool:
     """Bring one job's document in line with the job, and return whether anything was written."""
-    job = ExamJob(job_id, connection=connection, serializer=JSONSerializer)
-    raw = connection.hgetall(job.key)
+    raw = connection.hgetall(Job.key_for(job_id))
     if not raw:
         return False
-    job.restore(raw)
+    job = restored(connection, job_id, raw)
     due = connection.zscore(ScheduledJobRegistry(settings.queue_name, connection=connection).key, job_id)
     wanted = outcome(job, due)
     if wanted is None:

@@ -123,12 +123,7 @@ def _revive(queue: Queue, settings: Settings, job_id: str) -> None:
 
     def step(pipe: Pipeline) -> bool:
         pipe.watch(Job.key_for(job_id))
-        try:
-            job = lifecycle.fetch(queue, job_id, pipe)
-        except lifecycle.Unreadable:
-            raise
-        except NoSuchJobError:
-            return False
+        job = lifecycle.fetch(queue, job_id, pipe)
         status = job.get_status(refresh=False)
         if status is JobStatus.STARTED:
             execution = as_text(pipe.hget(job.key, "execution") or b"")
@@ -156,6 +151,8 @@ def _revive(queue: Queue, settings: Settings, job_id: str) -> None:
     except lifecycle.Unreadable as error:
         log.error("sweep: %s; it is failed", error)
         lifecycle.set_aside(queue, settings, job_id)
+        return
+    except NoSuchJobError:
         return
     if revived:
         log.warning("sweep: job %s was in no list; it goes on", job_id)
